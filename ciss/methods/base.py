@@ -1,0 +1,80 @@
+"""The hooks that a class-incremental method fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+VOID = 255
+
+
+@dataclass
+class Batch:
+    """One training batch on the device, with what the networks made of it.
+
+    ``labels``: [B, H, W] int64 in learning order; old and future classes are 0, void is 255.
+    ``student`` and ``teacher``: the outputs of ``SegmentationNetwork`` on the same images; the
+    teacher is the network of the step before, frozen and in evaluation mode, ``None`` at step 0.
+    """
+
+    labels: Tensor
+    student: Any
+    teacher: Any | None
+
+
+class Method:
+    """Fine-tuning's hooks: every method derives from this class and overrides what differs.
+
+    ``n_old`` counts the outputs of the teacher, background included (0 at step 0); ``n_new`` the
+    outputs that this step adds.
+    """
+
+    #: options with their defaults, overridden by the configuration's ``methods`` section
+    defaults: ClassVar[dict[str, Any]] = {}
+    #: initialisation of new classifiers where an experiment's name gives none
+    default_init: ClassVar[str] = "random"
+    #: which step-0 model the method starts from: ``ce``, ``ce-importance`` or ``bce``
+    base_objective: ClassVar[str] = "ce"
+    #: whether the teacher's forward pass is needed at steps after 0
+    needs_teacher: ClassVar[bool] = True
+    #: whether ``importances`` travel from step to step beside the model
+    keeps_importances: ClassVar[bool] = False
+
+    def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
+        self.options = {**self.defaults, **options}
+        self.n_old = n_old
+        self.n_new = n_new
+
+    def prepare(self, teacher: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at the step's data once before training (PLOP's thresholds).
+
+        ``batches`` yields network inputs and labels on the device; it is lazy, and a method that
+        does not need the pass does not consume it.
+        """
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the named terms of the loss, weights included; their sum is back-propagated."""
+        raise NotImplementedError
+
+    def after_backward(self, network: nn.Module) -> None:
+        """See the gradients of ``losses`` before the penalty is added (importances of EWC…)."""
+
+    def penalty(self, network: nn.Module) -> Tensor | None:
+        """Return a term on the parameters, back-propagated separately, or ``None``."""
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state that a resumed run needs (running importances, thresholds)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``state_dict`` returned."""
+
+
+def pixel_mean(per_pixel: Tensor) -> Tensor:
+    """Average over all pixels, void ones (already zero) included, as MiB and its successors do."""
+    return torch.mean(per_pixel)
