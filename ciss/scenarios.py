@@ -12,6 +12,7 @@ from ciss.errors import CissError
 
 SETUPS = ("overlapped", "disjoint")
 
+_BASE = re.compile(r"(?P<base>\d+)(?P<order>[a-z]?)(?:-(?P<setup>[a-z]+))?")
 _SCENARIO = re.compile(r"(?:(?P<base>\d+)-(?P<increment>\d+)|offline)(?P<order>[a-z]?)")
 
 
@@ -105,3 +106,12 @@ def parse_scenario(name: str, n_classes: int, setup: str = "overlapped") -> Scen
             "all classes at once is called 'offline'"
         )
     return Scenario(base, increment, n_classes, match["order"], setup)
+
+
+def parse_base_name(name: str, n_classes: int) -> Scenario:
+    """Read a ``Scenario.base_name``: a scenario with that step 0, whatever follows it."""
+    match = _BASE.fullmatch(name)
+    if match is None or not 1 <= int(match["base"]) <= n_classes:
+        raise CissError(f"'{name}' names no step 0 over {n_classes} classes; expected e.g. 15")
+    base = int(match["base"])
+    return Scenario(base, n_classes - base, n_classes, match["order"], match["setup"] or SETUPS[0])

@@ -35,17 +35,24 @@ class Method:
 
     #: options with their defaults, overridden by the configuration's ``methods`` section
     defaults: ClassVar[dict[str, Any]] = {}
+    #: values that the option ``compat`` takes for options left at their defaults: those that the
+    #: published AWT code runs with where they change results
+    published: ClassVar[dict[str, Any]] = {}
     #: initialisation of new classifiers where an experiment's name gives none
     default_init: ClassVar[str] = "random"
     #: which step-0 model the method starts from: ``ce``, ``ce-importance`` or ``bce``
     base_objective: ClassVar[str] = "ce"
-    #: whether the teacher's forward pass is needed at steps after 0
-    needs_teacher: ClassVar[bool] = True
+    #: whether the teacher's forward pass is needed at steps after 0; may depend on the options
+    needs_teacher: bool = True
     #: whether ``importances`` travel from step to step beside the model
     keeps_importances: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
         self.options = {**self.defaults, **options}
+        if self.options.get("compat"):
+            for name, value in self.published.items():
+                if self.options[name] == self.defaults[name]:
+                    self.options[name] = value
         self.n_old = n_old
         self.n_new = n_new
 
@@ -66,6 +73,18 @@ class Method:
     def penalty(self, network: nn.Module) -> Tensor | None:
         """Return a term on the parameters, back-propagated separately, or ``None``."""
         return None
+
+    def importances(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return what the next step's ``load_importances`` takes, after training; mostly empty."""
+        return {}
+
+    def load_importances(
+        self, importances: Mapping[str, Tensor], previous: Mapping[str, Tensor]
+    ) -> None:
+        """Take the importances of the step before, on the device, before training starts.
+
+        ``previous``: the parameters of the model of the step before by name (θ' of the penalty).
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state that a resumed run needs (running importances, thresholds)."""

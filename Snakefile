@@ -1,0 +1,22 @@
+"""Class-incremental semantic segmentation: from images to the paper's tables and figures.
+
+    snakemake --list                          the experiments of the configuration
+    snakemake -n voc_15-1_mib_awt             what an experiment would run
+    snakemake --profile slurm voc_15-1_mib_awt
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/targets.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/awt.smk"
+include: "rules/evaluate.smk"
+include: "rules/paper.smk"

@@ -1,0 +1,135 @@
+"""Tensors in safetensors files, with what they are in the header.
+
+The header's one entry, ``ciss``, is JSON: kind of content, format version, a SHA-256 of the tensors
+and the caller's metadata. One entry, because safetensors writes several in random order, and equal
+contents shall be equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ciss.errors import CissError
+from ciss.files import replacing
+from ciss.models.network import NetworkConfig, SegmentationNetwork
+
+FORMAT_VERSION = 1
+
+
+def save_model(path: Path | str, network: SegmentationNetwork, metadata: Mapping[str, Any]) -> None:
+    """Write the network's weights, whole or not at all; ``metadata`` must be JSON.
+
+    Raises ``CissError`` when a weight is not finite: a diverged model is not passed on.
+    """
+    state = network.state_dict()
+    _check_finite(path, state)
+    shape = {
+        "config": network.config.to_dict(),
+        "classes_per_step": list(network.classes_per_step),
+    }
+    save_tensors(path, state, {"network": shape, "metadata": dict(metadata)}, kind="model")
+
+
+def load_model(path: Path | str) -> tuple[SegmentationNetwork, dict[str, Any]]:
+    """Read a network, on the CPU and in evaluation mode, and the metadata it was saved with.
+
+    Raises ``CissError`` when the file is absent, damaged, of another kind or format version, or
+    holds other weights than its header says.
+    """
+    state, content = load_tensors(path, kind="model")
+    _check_finite(path, state)
+    try:
+        config = NetworkConfig.from_dict(content["network"]["config"])
+        # Weights on the meta device cost neither time nor random numbers before they are replaced.
+        with torch.device("meta"):
+            network = SegmentationNetwork(config, content["network"]["classes_per_step"])
+        network.load_state_dict(state, assign=True)
+    except (KeyError, TypeError, RuntimeError, CissError) as error:
+        raise CissError(
+            f"{path} does not hold the network that its header names: {error}"
+        ) from None
+    return network.eval(), content["metadata"]
+
+
+def save_tensors(
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    kind: str = "tensors",
+) -> None:
+    """Write named tensors of any dtype and device, whole or not at all; ``metadata`` is JSON."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {
+        "kind": kind,
+        "version": FORMAT_VERSION,
+        "sha256": _checksum(tensors),
+        "content": dict(metadata),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"ciss": json.dumps(header, sort_keys=True)})
+
+
+def load_tensors(
+    path: Path | str, kind: str = "tensors"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote, on the CPU: the tensors and the metadata.
+
+    Raises ``CissError`` when the file is absent, damaged, or of another kind or format version.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            entries = file.metadata() or {}
+            header = _header(path, entries, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CissError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CissError(
+            f"{path} is damaged or not a safetensors file ({error}); delete it and make it again"
+        ) from None
+    if _checksum(tensors) != header["sha256"]:
+        raise CissError(f"{path} is damaged: its checksum differs; delete it and make it again")
+    return tensors, header["content"]
+
+
+def _header(path: Path | str, entries: Mapping[str, str], kind: str) -> dict[str, Any]:
+    try:
+        header = json.loads(entries["ciss"])
+        found, version = header["kind"], header["version"]
+        _ = header["sha256"], header["content"]
+    except (KeyError, TypeError, ValueError):
+        raise CissError(f"{path} was not written by this project: its header is missing") from None
+    if version != FORMAT_VERSION:
+        raise CissError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; make it again"
+        )
+    if found != kind:
+        raise CissError(f"{path} holds '{found}', not '{kind}'; check which file was meant")
+    return header
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CissError(
+                f"{path}: {name} has values that are not finite; the training diverged "
+                "(lower the learning rate, or turn mixed precision off)"
+            )

@@ -1,0 +1,309 @@
+"""The configuration: checking it, and the settings that hold for a dataset and a scenario.
+
+Settings have three levels. The sections at the top of ``config.yaml`` hold everywhere, those of
+``datasets.NAME`` override them for a dataset, those of ``datasets.NAME.scenarios.SCENARIO`` for
+one scenario's steps after step 0, which scenarios share.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ciss import datasets, initialisations, methods
+from ciss.datasets import Dataset
+from ciss.errors import CissError
+from ciss.names import unknown
+from ciss.scenarios import SETUPS, Scenario, parse_scenario
+
+SCHEMA = Path(__file__).resolve().parent.parent / "schemas" / "config.schema.yaml"
+
+#: sections that datasets and scenarios may override
+SECTIONS = ("model", "recipe", "attribution", "evaluation", "methods", "initialisations")
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method or an initialisation as experiments name it, with all its options."""
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+
+
+def read_config(*paths: Path | str) -> Config:
+    """Read YAML files, later ones over earlier ones, and check the result."""
+    config: Config = {}
+    for path in paths:
+        try:
+            part = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise CissError(f"cannot read the configuration {path}: {error}") from None
+        config = merged(config, part or {})
+    return checked(config)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
+    """Lay ``above`` over ``below``: mappings are merged key by key, anything else is replaced."""
+    result = dict(copy.deepcopy(dict(below)))
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def checked(config: Mapping[str, Any]) -> Config:
+    """Return the configuration after checking all of it.
+
+    Raises ``CissError`` with one sentence that names the key, its value and what is allowed:
+    unknown keys, wrong types, values out of range, unknown kinds, methods, initialisations and
+    their options, scenarios that do not fit their dataset, matrices of unknown datasets.
+    """
+    config = _structure_checked(config)
+    for name, entry in config["datasets"].items():
+        _check_dataset(config, name, entry)
+    _check_variants(config, "methods", "")
+    _check_variants(config, "initialisations", "")
+    for name, matrix in config["matrices"].items():
+        _check_matrix(config, name, matrix)
+    for name in config.get("paper", []):
+        if name not in config["matrices"]:
+            raise CissError(f"paper: {unknown('matrix', name, config['matrices'])}")
+    return config
+
+
+def settings(config: Config, dataset: str, scenario: Scenario | None = None) -> Config:
+    """Return the sections ``SECTIONS`` for a dataset, and for the later steps of ``scenario``."""
+    entry = dataset_entry(config, dataset)
+    result = merged(_sections(config), _sections(entry))
+    if scenario is not None:
+        # An entry for 15-1 holds for its class orders and setups too, unless they have their own.
+        own = entry.get("scenarios", {})
+        plain = re.sub(r"(?<=\d)[a-z](?=-|$)|-[a-z]+$", "", scenario.name)
+        for name in dict.fromkeys([plain, scenario.name]):
+            result = merged(result, _sections(own.get(name, {})))
+    return result
+
+
+def dataset_entry(config: Config, name: str) -> Config:
+    """Return what the configuration says of a dataset; ``CissError`` where it is unknown."""
+    if name not in config["datasets"]:
+        raise CissError(unknown("dataset", name, config["datasets"]))
+    entry: Config = config["datasets"][name]
+    return entry
+
+
+def dataset(config: Config, name: str, order: str = "") -> Dataset:
+    """Describe a configured dataset in a class order, without touching the disk."""
+    entry = dataset_entry(config, name)
+    root = entry.get("root", f"{config['results']}/data/{name}")
+    return datasets.open_dataset(
+        name, entry["kind"], Path(root).expanduser(), entry.get("classes"), order
+    )
+
+
+def scenario(config: Config, dataset_name: str, name: str) -> Scenario:
+    """Read a scenario as an experiment's name spells it: ``15-1``, ``15-1a-disjoint``."""
+    setup = next((setup for setup in SETUPS if name.endswith(f"-{setup}")), SETUPS[0])
+    spelled = name.removesuffix(f"-{setup}")
+    parsed = parse_scenario(spelled, dataset(config, dataset_name).n_classes, setup)
+    if parsed.order:
+        dataset(config, dataset_name, parsed.order)
+    return parsed
+
+
+def method_variant(section: Mapping[str, Any], name: str) -> Variant:
+    """Resolve a method of an experiment's name; ``section`` is the ``methods`` section."""
+    return _variant(section, name, "method", methods)
+
+
+def initialisation_variant(section: Mapping[str, Any], name: str) -> Variant:
+    """Resolve an initialisation of an experiment's name."""
+    return _variant(section, name, "initialisation", initialisations)
+
+
+def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) -> Variant:
+    own = dict(section.get(name, {}))
+    kind = own.pop(what, name)
+    if kind not in registry.names():
+        raise CissError(unknown(what, kind, [*registry.names(), *_declared(section, registry)]))
+    # A variant starts from what the configuration says of the method it varies.
+    below = {} if kind == name else section.get(kind, {})
+    defaults = registry.describe(kind).defaults
+    options = {**defaults, **below, **own}
+    options.pop(what, None)
+    for option, value in options.items():
+        if option not in defaults:
+            raise CissError(
+                f"{what}s.{name}: " + unknown(f"option of {what} {kind}", option, defaults)
+            )
+        _check_option(f"{what}s.{name}.{option}", value, defaults[option])
+    return Variant(name, kind, options)
+
+
+def _check_option(key: str, value: object, default: object) -> None:
+    numbers = (int, float)
+    fits = type(value) is type(default) or (
+        type(value) in numbers and type(default) in numbers and not isinstance(default, bool)
+    )
+    if default is not None and not fits:
+        raise CissError(
+            f"{key} is {value!r}, which is not a {type(default).__name__} (default: {default!r})"
+        )
+    if type(value) in numbers and (value != value or value < 0):  # type: ignore[operator]
+        raise CissError(f"{key} is {value!r}; give a number from 0 on")
+
+
+def _declared(section: Mapping[str, Any], registry: Any) -> list[str]:
+    return [name for name in section if name not in registry.names()]
+
+
+def _sections(entry: Mapping[str, Any]) -> Config:
+    return {name: entry[name] for name in SECTIONS if name in entry}
+
+
+def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
+    if "root" not in entry and entry["kind"] != "shapes":
+        raise CissError(f"datasets.{name}.root is missing: give the folder that holds the dataset")
+    if "generate" in entry and entry["kind"] != "shapes":
+        raise CissError(f"datasets.{name}.generate is for kind shapes, not for {entry['kind']}")
+    opened = dataset(config, name)
+    here = f"datasets.{name}."
+    _check_variants(merged(_sections(config), _sections(entry)), "methods", here)
+    _check_variants(merged(_sections(config), _sections(entry)), "initialisations", here)
+    for spelled in entry.get("scenarios", {}):
+        try:
+            parsed = scenario(config, name, spelled)
+        except CissError as error:
+            raise CissError(f"{here}scenarios: {error}") from None
+        if parsed.increment == 0:
+            raise CissError(
+                f"{here}scenarios.{spelled}: '{spelled}' has no step after step 0, to which "
+                f"settings of a scenario could apply; put them under datasets.{name}"
+            )
+        within = settings(config, name, parsed)
+        _check_variants(within, "methods", f"{here}scenarios.{spelled}.")
+        _check_variants(within, "initialisations", f"{here}scenarios.{spelled}.")
+        if "base" in entry["scenarios"][spelled].get("recipe", {}):
+            raise CissError(
+                f"{here}scenarios.{spelled}.recipe.base: step 0 is shared by all scenarios with "
+                f"the same {parsed.base} base classes of {opened.n_classes}; set it under "
+                f"datasets.{name}.recipe.base"
+            )
+
+
+def _check_variants(sections: Mapping[str, Any], section: str, where: str) -> None:
+    resolve = method_variant if section == "methods" else initialisation_variant
+    for name in sections.get(section, {}):
+        try:
+            resolve(sections[section], name)
+        except CissError as error:
+            raise CissError(f"{where}{error}") from None
+
+
+def _check_matrix(config: Config, name: str, matrix: Mapping[str, Any]) -> None:
+    # Here and not at the top: experiments are made of configurations.
+    from ciss.experiments import parse_experiment
+
+    if matrix["dataset"] not in config["datasets"]:
+        raise CissError(
+            f"matrices.{name}.{unknown('dataset', matrix['dataset'], config['datasets'])}"
+        )
+    for spelled in matrix["scenarios"]:
+        for run in matrix["runs"]:
+            try:
+                parse_experiment(config, f"{matrix['dataset']}_{spelled}_{run}")
+            except CissError as error:
+                raise CissError(f"matrices.{name}: {error}") from None
+
+
+def _structure_checked(config: Mapping[str, Any]) -> Config:
+    import jsonschema
+
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(schema)
+    config = copy.deepcopy(dict(config))
+    for _ in range(100):
+        errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.path)))
+        if not errors:
+            _check_numbers(config, ())
+            return config
+        if not _reread_string(config, errors[0]):
+            raise CissError(_sentence(errors[0]))
+    raise CissError("the configuration has too many values given as text; write them unquoted")
+
+
+def _reread_string(config: Config, error: Any) -> bool:
+    """Turn text into the number it spells: ``--config`` gives nested values as text."""
+    if error.validator not in ("type", "anyOf", "enum") or not isinstance(error.instance, str):
+        return False
+    value = yaml.safe_load(error.instance)
+    if isinstance(value, str) or value is None or not error.path:
+        return False
+    parent: Any = config
+    *keys, last = error.path
+    for key in keys:
+        parent = parent[key]
+    parent[last] = value
+    return True
+
+
+def _check_numbers(value: object, path: tuple[str, ...]) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_numbers(inner, (*path, str(key)))
+    elif isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        raise CissError(f"config: {'.'.join(path)} is {value!r}; give a finite number")
+
+
+def _sentence(error: Any) -> str:
+    """Say what a schema error means, in one sentence."""
+    key = ".".join(str(part) for part in error.absolute_path)
+    where = f"config: {key}" if key else "config"
+    value, rule = error.instance, error.validator_value
+    match error.validator:
+        case "additionalProperties":
+            known = error.schema.get("properties", {})
+            extra = next(name for name in value if name not in known)
+            return f"{where}: {unknown('key', extra, known)}"
+        case "required":
+            missing = next(name for name in rule if name not in value)
+            return f"{where}: the key '{missing}' is missing"
+        case "type":
+            return f"{where} is {value!r}, which is not of type {rule}"
+        case "enum":
+            return f"{where}: " + unknown("value", value, rule)
+        case "pattern" if "propertyNames" in error.absolute_schema_path:
+            return f"{where}: the name {value!r} is not allowed; it must match {rule}"
+        case "minItems":
+            return f"{where} is {value!r}; list at least {rule}"
+        case "uniqueItems":
+            return f"{where} is {value!r}; an entry is there twice"
+        case "anyOf":
+            return f"{where} is {value!r}; allowed: {_alternatives(rule)}"
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            words = {
+                "minimum": "at least",
+                "exclusiveMinimum": "more than",
+                "maximum": "at most",
+                "exclusiveMaximum": "less than",
+            }
+            return f"{where} is {value!r}; it must be {words[error.validator]} {rule}"
+    return f"{where}: {error.message}"
+
+
+def _alternatives(rules: list[Mapping[str, Any]]) -> str:
+    return " or ".join(
+        repr(rule["const"]) if "const" in rule else f"a value of type {rule['type']}"
+        for rule in rules
+    )

@@ -1,0 +1,133 @@
+"""Experiments: what a name such as ``voc_15-1_mib_awt`` stands for.
+
+    {dataset}_{scenario}[-disjoint]_{method}[_{initialisation}]
+
+The name of an experiment leaves the initialisation out where it is the method's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ciss import initialisations, methods
+from ciss.config import (
+    Config,
+    Variant,
+    initialisation_variant,
+    method_variant,
+    scenario,
+    settings,
+)
+from ciss.errors import CissError
+from ciss.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A method with an initialisation on a scenario of a dataset; seeds are apart."""
+
+    dataset: str
+    scenario: Scenario
+    method: Variant
+    init: Variant
+
+    @property
+    def name(self) -> str:
+        """The canonical name, under which targets, tables and files know it."""
+        return f"{self.dataset}_{self.scenario.name}_{self.run}"
+
+    @property
+    def run(self) -> str:
+        """Method and initialisation: ``mib`` or ``mib_awt``."""
+        if self.init.name == methods.describe(self.method.kind).default_init:
+            return self.method.name
+        return f"{self.method.name}_{self.init.name}"
+
+    @property
+    def objective(self) -> str:
+        """The base objective, which names the shared run of step 0."""
+        return methods.describe(self.method.kind).base_objective
+
+    @property
+    def needs_attribution(self) -> bool:
+        """Whether the initialisation looks at attributed channels."""
+        return initialisations.describe(self.init.kind).needs_attribution
+
+    @property
+    def keeps_importances(self) -> bool:
+        """Whether importances travel beside the model."""
+        return methods.describe(self.method.kind).keeps_importances
+
+    def run_at(self, step: int) -> str:
+        """The run under which the artifacts of ``step`` are kept."""
+        return self.objective if step == 0 else self.run
+
+
+def parse_experiment(config: Config, name: str) -> Experiment:
+    """Read an experiment's name; options are those that hold for its dataset and scenario.
+
+    Raises ``CissError`` that says which part is wrong and what is nearest.
+    """
+    parts = name.split("_")
+    if len(parts) not in (3, 4):
+        raise CissError(
+            f"'{name}' is no experiment: names have the form dataset_scenario_method or "
+            f"dataset_scenario_method_initialisation{_nearest(config, name)}"
+        )
+    try:
+        parsed = scenario(config, parts[0], parts[1])
+        chosen = settings(config, parts[0], parsed)
+        method = method_variant(chosen["methods"], parts[2])
+        default = methods.describe(method.kind).default_init
+        init = initialisation_variant(
+            chosen["initialisations"], parts[3] if len(parts) == 4 else default
+        )
+    except CissError as error:
+        raise CissError(f"experiment '{name}': {error}") from None
+    if parsed.increment == 0 and len(parts) == 4:
+        raise CissError(
+            f"experiment '{name}': offline training has no later step, so no initialisation "
+            f"of new classifiers; write {'_'.join(parts[:3])}"
+        )
+    return Experiment(parts[0], parsed, method, init)
+
+
+def parse_run(config: Config, dataset: str, scenario_name: str, run: str) -> Experiment:
+    """Read the parts of an experiment's name that a path holds."""
+    return parse_experiment(config, f"{dataset}_{scenario_name}_{run}")
+
+
+def matrix_experiments(config: Config, matrix: str) -> Iterator[Experiment]:
+    """Yield the experiments of a matrix: its scenarios times its runs."""
+    entry = config["matrices"][matrix]
+    for scenario_name in entry["scenarios"]:
+        for run in entry["runs"]:
+            yield parse_experiment(config, f"{entry['dataset']}_{scenario_name}_{run}")
+
+
+def matrix_seeds(config: Config, matrix: str) -> list[int]:
+    """Return the seeds of a matrix."""
+    seeds: list[int] = config["matrices"][matrix].get("seeds", config["seeds"])
+    return seeds
+
+
+def configured_experiments(config: Config) -> dict[str, Experiment]:
+    """Return all experiments that the configuration lists, by canonical name."""
+    found = [parse_experiment(config, name) for name in config.get("experiments", [])]
+    for matrix in config["matrices"]:
+        found.extend(matrix_experiments(config, matrix))
+    return {experiment.name: experiment for experiment in found}
+
+
+def offline(experiment: Experiment) -> Experiment:
+    """Return the same method with all classes at once: its upper bound."""
+    n_classes = experiment.scenario.n_classes
+    return replace(experiment, scenario=replace(experiment.scenario, base=n_classes, increment=0))
+
+
+def _nearest(config: Config, name: str) -> str:
+    known = [*configured_experiments(config), *config["matrices"]]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ", such as voc_15-1_mib_awt"

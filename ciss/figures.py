@@ -1,0 +1,466 @@
+"""Figures of results as PDF and PNG, legible in one column of a paper.
+
+Every function returns a ``Figure`` that no global state of Matplotlib knows; ``save`` writes it.
+Labels of classes are in learning order, scores in percent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ciss import results
+from ciss.datasets.base import VOID
+from ciss.errors import CissError
+from ciss.files import replacing
+from ciss.style import Style, pretty_name, split_run
+
+P = ParamSpec("P")
+
+_VOID_COLOUR = (224, 224, 192)
+_NOT_LEARNED = "#E8E8E8"
+_POINTS_PER_INCH = 72
+
+
+def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run ``function`` under the settings of its ``style`` argument and leave none behind."""
+
+    @functools.wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        style = next(a for a in (*args, *kwargs.values()) if isinstance(a, Style))
+        with mpl.rc_context(_settings(style)):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def _settings(style: Style) -> Any:
+    small = 0.875 * style.font_size
+    return {
+        "font.family": style.font_family,
+        "font.size": style.font_size,
+        "axes.labelsize": style.font_size,
+        "axes.titlesize": style.font_size,
+        "xtick.labelsize": small,
+        "ytick.labelsize": small,
+        "legend.fontsize": small,
+        "legend.frameon": False,
+        "legend.handlelength": 2.6,
+        "legend.columnspacing": 1.2,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "lines.linewidth": style.line_width,
+        "lines.markersize": style.marker_size,
+        "image.cmap": style.colour_map,
+    }
+
+
+def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
+    """Write ``figure`` to ``stem`` with ``.pdf`` and ``.png`` added, each whole or not at all.
+
+    Equal figures give equal bytes: neither dates nor versions are recorded. Text in the PDF stays
+    text (TrueType, which publishers accept).
+    """
+    stem = Path(stem)
+    pdf, png = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png"))
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        with replacing(pdf) as path:
+            metadata = {"CreationDate": None, "Producer": None, "Creator": None}
+            figure.savefig(path, format="pdf", metadata=metadata)
+        with replacing(png) as path:
+            figure.savefig(path, format="png", metadata={"Software": None})
+    return pdf, png
+
+
+@_styled
+def miou_by_step(tidy: pd.DataFrame, style: Style) -> Figure:
+    """MIoU of all classes seen so far after each step, a line for each run.
+
+    ``tidy``: ``results.collect`` of one dataset and scenario. Several seeds give their mean and a
+    band of ± one sample standard deviation.
+    """
+    return _lines_by_step(tidy, "all", "mIoU (%)", style)
+
+
+@_styled
+def base_miou_by_step(tidy: pd.DataFrame, style: Style) -> Figure:
+    """MIoU of the base classes and the background after each step: how they are forgotten."""
+    return _lines_by_step(tidy, "old", "mIoU of base classes (%)", style)
+
+
+def _lines_by_step(tidy: pd.DataFrame, score: str, label: str, style: Style) -> Figure:
+    _one_scenario(tidy)
+    steps = results.by_step(tidy)
+    n_steps = int(steps["n_steps"].iloc[0])
+    figure, axes = _panel(style)
+    handles = []
+    for run, group in steps.groupby("run", sort=False):
+        over = group.groupby("step")[score].agg(["mean", "std"]).reindex(range(n_steps))
+        line = _line(axes, str(run), over.index, over["mean"], style, len(steps["run"].unique()))
+        if over["std"].notna().any():
+            low, high = over["mean"] - over["std"], over["mean"] + over["std"]
+            axes.fill_between(over.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
+        handles.append(line)
+    axes.set(xlabel="step", ylabel=label, xlim=(-0.3, max(n_steps - 1, 1) + 0.3))
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0), top=min(axes.get_ylim()[1], 100))
+    _step_ticks(axes, list(range(n_steps)), 0.8 * style.width, style)
+    _legend_below(figure, handles, style)
+    return figure
+
+
+@_styled
+def class_heatmap(tidy: pd.DataFrame, style: Style) -> Figure:
+    """IoU of each class (rows, in learning order) after each step (columns) of one run.
+
+    Several seeds are averaged. Grey: not learned yet; a cross: absent from the ground truth.
+    Lines separate the classes of one step from those of the next.
+    """
+    _one_scenario(tidy)
+    if tidy["run"].nunique() != 1:
+        raise ValueError("class_heatmap shows one run")
+    wide = tidy.groupby(["class_index", "step"])["iou"].mean().unstack("step")
+    known = tidy.groupby(["class_index", "step"]).size().unstack("step").notna()
+    classes = tidy.drop_duplicates("class_index").sort_values("class_index")
+    n_classes = len(wide)
+
+    row = 1.25 * style.font_size / _POINTS_PER_INCH
+    body = min(max(row * n_classes, 0.6 * style.height), style.max_height - 0.6)
+    figure, axes = _panel(style, height=body + 0.6)
+    image = axes.imshow(
+        np.ma.masked_invalid(wide.to_numpy(float)),
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=100,
+        cmap=style.colour_map,
+    )
+    axes.set_facecolor(_NOT_LEARNED)
+    absent = np.argwhere(known.to_numpy() & wide.isna().to_numpy())
+    axes.plot(absent[:, 1], absent[:, 0], "x", color="#555555", ms=0.6 * style.marker_size)
+    sizes = np.bincount(classes["learned_at"].to_numpy(int))
+    for step, stop in enumerate(sizes.cumsum()[:-1]):
+        # With one class a step the staircase says it all.
+        if step == 0 or sizes[step] > 1:
+            axes.axhline(stop - 0.5, color="white", lw=0.6)
+    axes.set(xlabel="step")
+    every = int(np.ceil(n_classes * row / body - 1e-9))
+    _class_ticks(axes, classes, every)
+    _step_ticks(axes, wide.columns.to_numpy(int).tolist(), 0.5 * style.width, style)
+    axes.tick_params(length=2)
+    _colour_bar(figure, image, axes, "IoU (%)")
+    return figure
+
+
+@_styled
+def forgetting_by_class(tidy: pd.DataFrame, style: Style) -> Figure:
+    """Best earlier IoU minus the final one for each class (rows) and run (marks).
+
+    Classes that only the last step knows have none and no row. Several seeds give their mean and
+    a line of ± one sample standard deviation. Raises ``CissError`` when no run is finished or
+    nothing can be forgotten.
+    """
+    _one_scenario(tidy)
+    lost = results.forgetting_by_class(tidy).dropna(subset="forgetting")
+    if lost.empty:
+        raise CissError(
+            "no run has all its steps and a class to forget: there is no forgetting to draw"
+        )
+    classes = lost.drop_duplicates("class_index").sort_values("class_index")
+    place = {index: i for i, index in enumerate(classes["class_index"])}
+    runs = list(lost["run"].unique())
+
+    line = 1.25 * style.font_size / _POINTS_PER_INCH
+    row = max(line, 0.6 * style.marker_size * (len(runs) + 1) / _POINTS_PER_INCH)
+    body = min(row * len(place) + 0.1, style.max_height - 0.5)
+    figure, axes = _panel(style, height=body + 0.5)
+    # One row's runs lie above each other, so that equal values do not hide one another.
+    spread = np.linspace(-0.32, 0.32, len(runs)) if len(runs) > 1 else [0.0]
+    handles = []
+    for shift, run in zip(spread, runs, strict=True):
+        over = lost[lost["run"] == run].groupby("class_index")["forgetting"].agg(["mean", "std"])
+        y = np.array([place[index] for index in over.index]) + shift
+        mark = _mark(run, style)
+        low, high = over["mean"] - over["std"], over["mean"] + over["std"]
+        axes.hlines(y, low, high, color=mark["color"], lw=0.6)
+        handles += axes.plot(over["mean"], y, linestyle="none", label=_name(run), **mark)
+    every = int(np.ceil(line * len(place) / body - 1e-9))
+    for i in range(every, len(place), every):
+        axes.axhline(i - 0.5, color="#EEEEEE", lw=0.5, zorder=0)
+    axes.axvline(0, color="#888888", lw=0.6, zorder=0)
+    axes.set(xlabel="forgetting (percentage points of IoU)", ylim=(len(place) - 0.35, -0.65))
+    _class_ticks(axes, classes, every)
+    axes.tick_params(axis="y", length=0)
+    _legend_below(figure, handles, style)
+    return figure
+
+
+@_styled
+def learning_curve(
+    curves: Mapping[str, pd.DataFrame],
+    style: Style,
+    x: str = "epoch",
+    y: str = "loss",
+    x_label: str | None = None,
+    y_label: str | None = None,
+) -> Figure:
+    """Column ``y`` over column ``x`` of each run's table: how fast a class is learned.
+
+    ``curves``: run as spelled in experiments → training history, such as with columns ``epoch``,
+    ``iteration``, loss terms and ``iou_<class>``. Rows that share their ``x`` (seeds, iterations
+    of an epoch) give a mean and a band of ± one sample standard deviation. Raises ``CissError``
+    when a table lacks a column.
+    """
+    figure, axes = _panel(style)
+    handles = []
+    for run, table in curves.items():
+        if lacking := {x, y} - set(table.columns):
+            raise CissError(
+                f"the history of {run} has no column {', '.join(sorted(lacking))}; "
+                f"it has {', '.join(map(str, table.columns))}"
+            )
+        over = table.dropna(subset=y).groupby(x)[y].agg(["mean", "std"])
+        line = _line(axes, run, over.index, over["mean"], style, len(curves))
+        if over["std"].notna().any():
+            low, high = over["mean"] - over["std"], over["mean"] + over["std"]
+            axes.fill_between(over.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
+        handles.append(line)
+    axes.set(xlabel=x_label or x, ylabel=y_label or y)
+    axes.margins(x=0.03)
+    _legend_below(figure, handles, style)
+    return figure
+
+
+@_styled
+def channel_scores(scores: NDArray[np.floating], chosen: NDArray[np.bool_], style: Style) -> Figure:
+    """Attribution scores [C] of the classifier's input channels, sorted, the chosen ones marked.
+
+    ``chosen``: [C] bool.
+    """
+    scores, chosen = np.asarray(scores, dtype=float), np.asarray(chosen, dtype=bool)
+    order = np.argsort(-scores, kind="stable")
+    rank = np.arange(len(scores)) + 1
+    figure, axes = _panel(style, height=0.85 * style.height)
+    handles = []
+    for mask, colour, label in (
+        (chosen[order], "#D55E00", f"chosen ({int(chosen.sum())})"),
+        (~chosen[order], "#B0B0B0", f"not chosen ({int((~chosen).sum())})"),
+    ):
+        # The edge closes the seams that viewers show between bars.
+        axes.bar(rank[mask], scores[order][mask], 1.0, color=colour, edgecolor=colour, lw=0.2)
+        handles.append(Patch(color=colour, label=label))
+    axes.axhline(0, color="#444444", lw=0.5)
+    axes.set(xlabel="channel, by rank", ylabel="attribution score", xlim=(0, len(scores) + 1))
+    _legend_below(figure, handles, style)
+    return figure
+
+
+@_styled
+def attribution_overlay(
+    image: NDArray[np.uint8], attribution: NDArray[np.floating], style: Style
+) -> Figure:
+    """An image beside itself under its attribution map.
+
+    ``image``: [H, W, 3] uint8; ``attribution``: [h, w], any size, laid over the whole image.
+    """
+    attribution = np.asarray(attribution, dtype=float)
+    height, width = image.shape[:2]
+    panel = 0.42 * style.width
+    figure = _figure(style, panel * height / width + 0.15)
+    left, right = figure.subplots(1, 2)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    grey = image.mean(axis=2)
+    left.imshow(image)
+    right.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    shown = right.imshow(
+        attribution, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear"
+    )
+    for axes in (left, right):
+        axes.set_axis_off()
+        axes.set(xlim=extent[:2], ylim=extent[2:])
+    bar = figure.colorbar(shown, ax=[left, right], fraction=0.04, pad=0.02)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+@_styled
+def predictions(
+    rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.integer], Sequence[NDArray[np.integer]]]],
+    steps: Sequence[int],
+    class_names: Sequence[str],
+    style: Style,
+    palette: NDArray[np.uint8] | None = None,
+) -> Figure:
+    """Rows of image, ground truth and the prediction after each of ``steps``.
+
+    ``rows``: image [H, W, 3] uint8, labels [H, W] (255 void) and a label map for each step. The
+    legend names the classes that occur. ``palette``: [256, 3] uint8, default PASCAL VOC's.
+    """
+    palette = voc_palette() if palette is None else palette
+    n_columns = 2 + len(steps)
+    panel = style.width / n_columns
+    heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
+    figure = _figure(style, panel * sum(heights) + 0.25)
+    grid = figure.subplots(
+        len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    used: set[int] = set()
+    for line, (image, truth, predicted) in zip(grid, rows, strict=True):
+        line[0].imshow(image)
+        for axes, labels in zip(line[1:], (truth, *predicted), strict=True):
+            axes.imshow(palette[labels], interpolation="nearest")
+            used.update(np.unique(labels).tolist())
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    titles = ["image", "truth", *(f"step {k}" for k in steps)]
+    # A title is about four times as wide as its letters are high.
+    fits = panel * _POINTS_PER_INCH / 4
+    size, rotation = (min(style.font_size, fits), 0) if fits >= 5 else (0.75 * style.font_size, 90)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, pad=2, fontsize=size, rotation=rotation)
+    handles = [
+        Patch(
+            facecolor=tuple(palette[label] / 255),
+            edgecolor="#444444",
+            linewidth=0.4,
+            label="void" if label == VOID else class_names[label],
+        )
+        for label in sorted(used)
+    ]
+    _legend_below(figure, handles, style, short=True)
+    return figure
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """PASCAL VOC's colours of labels, [256, 3] uint8; 255 is void.
+
+    The bits of a label are dealt to red, green and blue in turn, lowest first, and fill each from
+    its highest bit down.
+    """
+    label = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((label >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    palette[VOID] = _VOID_COLOUR
+    return palette
+
+
+def _figure(style: Style, height: float) -> Figure:
+    figure = Figure(figsize=(style.width, height), dpi=style.dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panel(style: Style, height: float | None = None) -> tuple[Figure, Axes]:
+    figure = _figure(style, height or style.height)
+    axes = figure.add_subplot()
+    # Ticks are made when the figure is drawn, when the settings of today are gone.
+    axes.tick_params(labelsize=mpl.rcParams["xtick.labelsize"], labelfontfamily=style.font_family)
+    return figure, axes
+
+
+def _name(run: str) -> str:
+    return pretty_name(*split_run(run))
+
+
+def _mark(run: str, style: Style) -> dict[str, Any]:
+    look = style.look(run)
+    return {
+        "color": look.colour,
+        "marker": look.marker,
+        "markerfacecolor": look.colour if look.filled else "white",
+        "markeredgewidth": 0.8,
+    }
+
+
+def _line(axes: Axes, run: str, x: Any, y: Any, style: Style, n_lines: int) -> Line2D:
+    scale = 1.0 if n_lines <= 6 else 0.8
+    (line,) = axes.plot(
+        x,
+        y,
+        linestyle=style.look(run).line,
+        label=_name(run),
+        markevery=max(len(x) // 16, 1),  # on a dense curve markers would run into one band
+        markersize=scale * style.marker_size,
+        **_mark(run, style) | {"markeredgewidth": 0.8 * scale},
+    )
+    return line
+
+
+def _class_ticks(axes: Axes, classes: pd.DataFrame, every: int) -> None:
+    names = classes["class_name"].to_list()
+    shown = range(0, len(names), every)
+    axes.set_yticks(list(shown), [_shorten(str(names[i])) for i in shown])
+
+
+def _step_ticks(axes: Axes, steps: Sequence[int], room: float, style: Style) -> None:
+    """Tick as many of ``steps`` as fit in ``room`` inches, at round distances."""
+    needed = 1.75 * style.font_size / _POINTS_PER_INCH
+    every = next((n for n in (1, 2, 5, 10, 20, 50) if needed * len(steps) <= n * room), 100)
+    shown = range(0, len(steps), every)
+    axes.set_xticks(list(shown), [str(steps[i]) for i in shown])
+
+
+def _shorten(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
+
+
+def _colour_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=label)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(
+        labelsize=mpl.rcParams["ytick.labelsize"],
+        labelfontfamily=mpl.rcParams["font.family"][0],
+        length=2,
+    )
+
+
+def _legend_below(
+    figure: Figure, handles: Sequence[Artist], style: Style, short: bool = False
+) -> None:
+    """Put a legend under the figure, in as many columns as fit, and let the figure grow by it."""
+    legend: Legend | None = None
+    for columns in range(min(len(handles), 6), 0, -1):
+        if legend is not None:
+            legend.remove()
+        legend = figure.legend(
+            handles=list(handles),
+            loc="outside lower center",
+            ncols=columns,
+            borderaxespad=0,
+            **({"handlelength": 1.2} if short else {}),
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            break
+    if legend is not None:
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_size_inches(style.width, figure.get_size_inches()[1] + height)
+
+
+def _one_scenario(tidy: pd.DataFrame) -> None:
+    if tidy.empty:
+        raise CissError("there are no results to draw")
+    if len(tidy[["dataset", "scenario"]].drop_duplicates()) != 1:
+        raise ValueError("a figure shows one dataset and scenario")

@@ -1,0 +1,69 @@
+"""Dataclasses as command-line flags, so that a field is declared once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """Add ``--field`` for each field of the dataclass ``cls``; required where it has no default."""
+    group = parser.add_argument_group(cls.__name__)
+    types = get_type_hints(cls)
+    for field in fields(cls):
+        required = field.default is MISSING
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=types[field.name],
+            required=required,
+            default=None if required else field.default,
+            help=field.metadata.get("help", "") + ("" if required else " (default: %(default)s)"),
+        )
+
+
+def from_flags(arguments: argparse.Namespace, cls: type[T]) -> T:
+    """Make a ``cls`` of the arguments that ``add_flags`` added."""
+    return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})  # type: ignore[arg-type]
+
+
+def to_flags(values: Mapping[str, object]) -> list[str]:
+    """Turn ``{"lr": 0.02, "classes": ["cat", "dog"]}`` into flags; ``None`` is left out."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        flags.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            flags.extend(str(item) for item in value)
+        else:
+            flags.append(str(value))
+    return flags
+
+
+def option_flags(options: Mapping[str, object]) -> list[str]:
+    """Turn options of a method or initialisation into ``--option name=value …``, sorted."""
+    if not options:
+        return []
+    return ["--option", *[f"{name}={value}" for name, value in sorted(options.items())]]
+
+
+def add_option_flag(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--option``, which takes what ``option_flags`` makes."""
+    parser.add_argument(
+        "--option", nargs="*", default=[], metavar="NAME=VALUE", help=f"options of the {what}"
+    )
+
+
+def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the values of ``--option``; numbers and true/false as such."""
+    options = {}
+    for text in arguments.option:
+        name, _, value = text.partition("=")
+        options[name] = yaml.safe_load(value)
+    return options

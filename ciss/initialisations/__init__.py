@@ -1,0 +1,76 @@
+"""Initialisations of a step's new classifiers: one module each, named as experiments name them.
+
+A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its options with their defaults), both written
+as literals, and ``initialise(classifiers, options, masks, generator)``, which returns the new
+``Classifiers``. A new file in this folder is a new initialisation; nothing else needs to know of
+it. Importing this package imports no torch, as ``ciss.methods`` does not; ``ciss.transfer`` applies
+initialisations.
+"""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ciss.errors import CissError
+from ciss.names import unknown
+
+
+@dataclass(frozen=True)
+class Description:
+    """What planning needs to know of an initialisation."""
+
+    summary: str
+    defaults: Mapping[str, Any]
+    needs_attribution: bool
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all initialisations."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in modules if name != "base"))
+
+
+@cache
+def describe(name: str) -> Description:
+    """Read an initialisation's facts from its source, without importing it.
+
+    Raises ``CissError`` for an unknown name.
+    """
+    check_name(name)
+    syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    values = {}
+    for node in syntax.body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign):
+            target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id in ("NEEDS_ATTRIBUTION", "OPTIONS"):
+            assert isinstance(node, ast.Assign | ast.AnnAssign)
+            assert node.value is not None
+            values[target.id] = ast.literal_eval(node.value)
+    summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
+    return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"])
+
+
+def check_name(name: str) -> None:
+    """Raise ``CissError`` when there is no such initialisation."""
+    if name not in names():
+        raise CissError(unknown("initialisation", name, names()))
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an initialisation: its defaults, overridden by ``given``.
+
+    Raises ``CissError`` for an option that it does not have.
+    """
+    defaults = describe(name).defaults
+    for option in given:
+        if option not in defaults:
+            raise CissError(unknown(f"option of initialisation {name}", option, defaults))
+    return {**defaults, **given}

@@ -1,0 +1,153 @@
+"""The methods, found by listing this package: one file with one ``Method`` subclass each.
+
+A method is called as its file, with ``-`` for ``_``. Importing this package imports no torch:
+``names`` and ``describe`` are for the workflow, which plans on machines and at moments where
+loading torch would be a waste; ``method_class`` and ``create`` are for training.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciss.errors import CissError
+from ciss.names import unknown
+
+if TYPE_CHECKING:
+    from ciss.methods.base import Method
+
+_BASE = ("ciss.methods.base", "Method")
+_FACTS = ("defaults", "default_init", "base_objective", "keeps_importances")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What planning needs to know of a method: the class attributes of ``Method``."""
+
+    defaults: Mapping[str, Any]
+    default_init: str
+    base_objective: str
+    keeps_importances: bool
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name.replace("_", "-") for name in modules if name != "base")
+
+
+@cache
+def describe(name: str) -> Description:
+    """Read a method's class attributes from its source, without importing it.
+
+    They must be literals there, or inherited. Raises ``CissError`` for an unknown name.
+    """
+    module = _module(name)
+    for node in _syntax(module).body:
+        if isinstance(node, ast.ClassDef) and (facts := _facts(module, node.name)) is not None:
+            return Description(**facts)
+    raise TypeError(f"{module} has no subclass of Method")
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method's class. Raises ``CissError``, with the nearest name, for an unknown one."""
+    from ciss.methods.base import Method
+
+    module = importlib.import_module(_module(name))
+    for _, member in inspect.getmembers(module, inspect.isclass):
+        if issubclass(member, Method) and member.__module__ == module.__name__:
+            return member
+    raise TypeError(f"{module.__name__} has no subclass of Method")
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ``CissError`` where ``options`` has one that the method does not know."""
+    known = describe(name).defaults
+    for option in options:
+        if option not in known:
+            raise CissError(unknown(f"option of method {name}", option, known))
+
+
+def create(name: str, options: Mapping[str, Any], n_old: int, n_new: int) -> Method:
+    """Make a method for one step; ``options`` override its defaults."""
+    check_options(name, options)
+    return method_class(name)(options, n_old, n_new)
+
+
+def create_base(objective: str, n_new: int) -> Method:
+    """Make the method that trains step 0 under a base objective: ce, ce-importance or bce."""
+    if objective == "ce":
+        return create("ft", {}, 0, n_new)
+    if objective == "bce":
+        return create("lwf-mc", {}, 0, n_new)
+    if objective == "ce-importance":
+        from ciss.regularisers import ImportanceRecording
+
+        return ImportanceRecording(describe("rw").defaults, 0, n_new)
+    raise CissError(unknown("base objective", objective, ["ce", "ce-importance", "bce"]))
+
+
+def _module(name: str) -> str:
+    if name not in names():
+        raise CissError(unknown("method", name, names()))
+    return f"{__name__}.{name.replace('-', '_')}"
+
+
+def _syntax(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _facts(module: str, class_name: str) -> dict[str, Any] | None:
+    """Collect ``_FACTS`` of a class, inherited ones first; None if it is not a ``Method``."""
+    body = _syntax(module).body
+    node = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None:
+        return None
+    imported = {
+        alias.asname or alias.name: (statement.module, alias.name)
+        for statement in body
+        if isinstance(statement, ast.ImportFrom) and statement.module is not None
+        for alias in statement.names
+    }
+    facts: dict[str, Any] | None = {} if (module, class_name) == _BASE else None
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            inherited = _inherited(*imported.get(base.id, (module, base.id)))
+            if inherited is not None:
+                facts = {**inherited, **(facts or {})}
+    if facts is not None:
+        facts.update(_literals(module, node))
+    return facts
+
+
+def _inherited(module: str, class_name: str) -> dict[str, Any] | None:
+    return _facts(module, class_name) if module.startswith("ciss.") else None
+
+
+def _literals(module: str, node: ast.ClassDef) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign | ast.Assign) or statement.value is None:
+            continue
+        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in _FACTS:
+                try:
+                    values[target.id] = ast.literal_eval(statement.value)
+                except ValueError as error:
+                    raise TypeError(
+                        f"{module}.{node.name}.{target.id} must be written as a literal: "
+                        "the workflow reads it without importing the module"
+                    ) from error
+    return values

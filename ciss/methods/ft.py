@@ -1,0 +1,42 @@
+"""Fine-tuning: cross-entropy on the new labels and nothing against forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ciss.losses import cross_entropy, distillation
+from ciss.methods.base import Batch, Method, pixel_mean
+
+
+def add_distillation(
+    terms: dict[str, Tensor], batch: Batch, weight: float, name: str = "distillation"
+) -> None:
+    """Add ``weight`` × plain distillation to ``terms`` where there is a teacher and a weight."""
+    if batch.teacher is not None and weight:
+        per_pixel = distillation(batch.student.logits, batch.teacher.logits)
+        terms[name] = weight * pixel_mean(per_pixel)
+
+
+class FineTuning(Method):
+    """Cross-entropy; optionally with a distillation term, as the published AWT code ran it.
+
+    Options: ``distillation``, the weight of plain distillation (none in fine-tuning proper);
+    ``compat`` takes the published AWT code's value of 10, which its option parser adds to every
+    method that does not set one.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {"distillation": 0.0, "compat": False}
+    published: ClassVar[dict[str, Any]] = {"distillation": 10.0}
+
+    def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
+        super().__init__(options, n_old, n_new)
+        self.needs_teacher = bool(self.options["distillation"])
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and, where it has a weight, distillation."""
+        terms = {"classification": pixel_mean(cross_entropy(batch.student.logits, batch.labels))}
+        add_distillation(terms, batch, self.options["distillation"])
+        return terms

@@ -1,0 +1,227 @@
+"""The segmentation network: encoder, DeepLab-v3 head and one linear classifier for each step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciss.errors import CissError
+from ciss.models.deeplab import RATES, DeepLabHead
+from ciss.models.normalisation import (
+    NORMS,
+    SLOPE,
+    absolute_scale,
+    is_norm,
+    norm_weights,
+    signed_scale,
+)
+from ciss.models.resnet import DEPTHS, ResNet
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What determines the network's shape, the classes aside.
+
+    ``width`` is the number of stem channels, ``head_channels`` the classifiers' input channels,
+    ``pooling`` the window of the head's image pooling in evaluation, in feature-map positions.
+    Raises ``CissError`` for values that do not exist.
+    """
+
+    backbone: str = "resnet101"
+    output_stride: int = 16
+    norm: str = "abn"
+    width: int = 64
+    head_channels: int = 256
+    pooling: int = 32
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("backbone", DEPTHS), ("output_stride", RATES), ("norm", NORMS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed)
+                raise CissError(f"network setting {name} is {value!r}; choose one of {choices}")
+        for name in ("width", "head_channels", "pooling"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CissError(f"network setting {name} is {value!r}; give a positive integer")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> NetworkConfig:
+        """Read settings; those that are absent take their default. Raises ``CissError``."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            raise CissError(
+                f"network setting {', '.join(map(str, unknown))} does not exist; "
+                f"there are {', '.join(known)}"
+            )
+        return cls(**settings)
+
+
+class Features(NamedTuple):
+    """What the network computes before its classifiers."""
+
+    #: encoder output after its activation, [B, C, h, w] (ILT)
+    body: Tensor
+    #: the classifiers' input, [B, head_channels, h, w]
+    pre_logits: Tensor
+    #: the four stages' outputs before their activation (PLOP)
+    attentions: list[Tensor]
+
+
+class NetworkOutput(NamedTuple):
+    """Everything that a loss may look at."""
+
+    #: [B, N, H, W] at the images' size
+    logits: Tensor
+    #: [B, N, h, w] at the feature map's size
+    small_logits: Tensor
+    body: Tensor
+    pre_logits: Tensor
+    attentions: list[Tensor]
+
+
+class SegmentationNetwork(nn.Module):
+    """DeepLab-v3 over a ResNet with one 1×1 classifier (``cls.0``, ``cls.1``, …) for each step.
+
+    ``classes_per_step`` are the classifiers' outputs; those of step 0 begin with the background.
+    State-dict names are those of the published checkpoints.
+    """
+
+    def __init__(self, config: NetworkConfig, classes_per_step: Sequence[int]) -> None:
+        super().__init__()
+        if not classes_per_step or min(classes_per_step) < 1:
+            raise CissError(
+                f"classes per step are {list(classes_per_step)}; each step needs at least one"
+            )
+        self.config = config
+        self.body = ResNet(DEPTHS[config.backbone], config.output_stride, config.norm, config.width)
+        self.head = DeepLabHead(
+            self.body.outputs,
+            config.head_channels,
+            config.output_stride,
+            config.pooling,
+            config.norm,
+        )
+        self.cls = nn.ModuleList(nn.Conv2d(config.head_channels, n, 1) for n in classes_per_step)
+
+    @property
+    def classes_per_step(self) -> tuple[int, ...]:
+        """Outputs of each step's classifier."""
+        return tuple(classifier.out_channels for classifier in self.classifiers)
+
+    @property
+    def n_classes(self) -> int:
+        """All outputs, the background included."""
+        return sum(self.classes_per_step)
+
+    @property
+    def classifiers(self) -> list[nn.Conv2d]:
+        """The classifiers of all steps, the oldest first."""
+        return [module for module in self.cls if isinstance(module, nn.Conv2d)]
+
+    def features(self, images: Tensor) -> Features:
+        """Run encoder and head on normalised images [B, 3, H, W]."""
+        body, attentions = self.body(images)
+        return Features(body, self.head(body), attentions)
+
+    def classify(self, pre_logits: Tensor) -> Tensor:
+        """Apply all classifiers as one convolution: [B, C, h, w] to logits [B, N, h, w]."""
+        weight = torch.cat([classifier.weight for classifier in self.classifiers])
+        biases = [classifier.bias for classifier in self.classifiers if classifier.bias is not None]
+        return F.conv2d(pre_logits, weight, torch.cat(biases))
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """Segment normalised images [B, 3, H, W]."""
+        body, pre_logits, attentions = self.features(images)
+        small = self.classify(pre_logits)
+        logits = upsample(small, images.shape[-2:])
+        return NetworkOutput(logits, small, body, pre_logits, attentions)
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps [B, C, h, w] bilinearly to ``size`` = (H, W), corners not aligned."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def initialise(network: SegmentationNetwork, seed: int) -> None:
+    """Draw all weights anew, in place, for training from scratch; equal seeds, equal weights.
+
+    Convolutions are drawn as He et al. (ICCV 2015) propose for a leaky ReLU, classifiers as
+    PyTorch draws a convolution; normalisations start at scale 1 and shift 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classifiers = set(network.classifiers)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            if module in classifiers:
+                draw_classifier(module, generator)
+            else:
+                weight = torch.empty(module.weight.shape)
+                nn.init.kaiming_normal_(
+                    weight, a=SLOPE, nonlinearity="leaky_relu", generator=generator
+                )
+                _set(module.weight, weight)
+        elif is_norm(module):
+            for name, start in (
+                ("weight", 1),
+                ("bias", 0),
+                ("running_mean", 0),
+                ("running_var", 1),
+            ):
+                nn.init.constant_(getattr(module, name), start)
+
+
+def draw_classifier(classifier: nn.Conv2d, generator: torch.Generator) -> None:
+    """Draw weight and bias uniformly from ±1/√(input channels), PyTorch's default, in place."""
+    bound = 1 / math.sqrt(classifier.in_channels)
+    for parameter in (classifier.weight, classifier.bias):
+        assert parameter is not None
+        draw = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+        _set(parameter, draw)
+
+
+def widened(network: SegmentationNetwork, n_new: int, seed: int) -> SegmentationNetwork:
+    """Return a copy of ``network`` with one more, freshly drawn classifier of ``n_new`` outputs."""
+    if n_new < 1:
+        raise CissError(f"a step adds at least one class, not {n_new}")
+    wider = copy.deepcopy(network)
+    classifier = nn.utils.skip_init(nn.Conv2d, network.config.head_channels, n_new, 1)
+    draw_classifier(classifier, torch.Generator().manual_seed(seed))
+    like = network.classifiers[0].weight
+    wider.cls.append(classifier.to(device=like.device, dtype=like.dtype))
+    return wider.train(network.training)
+
+
+def with_norm(network: SegmentationNetwork, norm: str) -> SegmentationNetwork:
+    """Return a network of the same values whose normalisation is of kind ``norm``.
+
+    ``abn`` and ``iabn`` take the same weights; towards and from ``bn`` the scales are converted.
+    Raises ``CissError`` when a scale of ``bn`` is negative, which ``abn`` cannot express.
+    """
+    with torch.device("meta"):
+        other = SegmentationNetwork(replace(network.config, norm=norm), network.classes_per_step)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    if (network.config.norm == "bn") != (norm == "bn"):
+        for name in norm_weights(network):
+            scale = state[name]
+            state[name] = signed_scale(scale) if norm == "bn" else absolute_scale(scale, name)
+    # Counters, which nothing reads, are not in every kind.
+    other.load_state_dict(state, strict=False, assign=True)
+    return other.train(network.training)
+
+
+def _set(parameter: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)

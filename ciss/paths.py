@@ -1,0 +1,40 @@
+"""Where artifacts lie under the results folder: the one place that knows.
+
+A *track* is the scenario's name for later steps (``15-1``) and the base name for step 0 (``15``);
+a *run* is method and initialisation (``mib_awt``) for later steps and the base objective (``ce``)
+for step 0. So whatever may share a step 0 finds it under the same path.
+"""
+
+from __future__ import annotations
+
+from ciss.experiments import Experiment
+
+#: patterns with the workflow's wildcards, relative to the results folder
+INDEX = "{dataset}/index.csv"
+#: cache of the hashes that make up the fingerprint of a data set's files
+FINGERPRINT = "{dataset}/fingerprint.json"
+SPLIT = "{dataset}/{track}/split.csv"
+STEP = "{dataset}/{track}/{run}/seed{seed}/step{step}"
+MODEL = f"{STEP}/model.safetensors"
+HISTORY = f"{STEP}/history.csv"
+IMPORTANCES = f"{STEP}/importances.safetensors"
+INIT = f"{STEP}/init.safetensors"
+CONFUSION = f"{STEP}/confusion.csv"
+#: of the model in the same folder, for the classes that the next step of ``scenario`` learns
+ATTRIBUTION = f"{STEP}/attribution_{{scenario}}.safetensors"
+REPORT = "reports/{report}"
+FIGURES = f"{REPORT}/figures/{{dataset}}_{{scenario}}"
+#: what is drawn of each scenario of a report
+SCENARIO_FIGURES = ("miou_by_step", "base_miou_by_step", "forgetting_by_class", "learning_curve")
+
+
+def artifact(pattern: str, experiment: Experiment, seed: int, step: int) -> str:
+    """Fill one of the patterns above for a step of an experiment."""
+    return pattern.format(
+        dataset=experiment.dataset,
+        track=experiment.scenario.track(step),
+        run=experiment.run_at(step),
+        seed=seed,
+        step=step,
+        scenario=experiment.scenario.name,
+    )

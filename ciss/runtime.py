@@ -1,0 +1,131 @@
+"""How a job runs: device, threads, precision, log, and leaving early without losing work."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+import ciss
+from ciss.errors import CissError
+
+log = logging.getLogger("ciss")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Settings of a job that do not change its result beyond rounding."""
+
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
+    workers: int = field(default=0, metadata={"help": "processes that read images"})
+    threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch"})
+
+
+def start_logging(path: Path | None) -> None:
+    """Send log lines to standard error, and to ``path`` where one is given."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers
+    )
+
+
+def start_torch(runtime: Runtime) -> torch.device:
+    """Set the number of threads and return the device.
+
+    Raises ``CissError`` when a GPU is asked for and there is none.
+    """
+    torch.set_num_threads(runtime.threads)
+    name = runtime.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CissError(f"runtime.device is '{name}'; choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise CissError(
+                f"runtime.device is '{name}', but PyTorch sees {found} GPUs here; set "
+                "runtime.device to auto or cpu, or run the job where a GPU is"
+            )
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
+def precision_for(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the networks' forward pass for ``auto``, ``fp32``, ``bf16``, ``fp16``."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name not in PRECISIONS:
+        raise CissError(f"recipe.precision is '{name}'; choose auto, {', '.join(PRECISIONS)}")
+    if PRECISIONS[name] is torch.float16 and device.type != "cuda":
+        raise CissError("recipe.precision fp16 needs a GPU; on a CPU choose auto, fp32 or bf16")
+    return PRECISIONS[name]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MB: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@cache
+def source_revision() -> str:
+    """Return the version and, in a git checkout, the commit ('+' after it: with local changes)."""
+    folder = Path(ciss.__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return f"{ciss.__version__} {git('rev-parse', '--short=12', 'HEAD')}{changed}"
+    except (OSError, subprocess.CalledProcessError):
+        return ciss.__version__
+
+
+class StopRequest:
+    """Whether a signal asked the job to save its progress and leave."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second one of the same kind ends the process at once."""
+        del frame
+        self.signal = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[StopRequest]:
+    """Within the block, SIGTERM, SIGINT and SIGUSR1 set a flag instead of ending the process."""
+    request = StopRequest()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

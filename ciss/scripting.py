@@ -1,0 +1,55 @@
+"""What the scripts share: common arguments, log, and errors as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ciss.datasets import Dataset, open_dataset
+from ciss.errors import CissError
+from ciss.runtime import log, start_logging
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every script has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--log", type=Path, help="file for a copy of what is printed")
+    made.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return made
+
+
+def add_dataset_flags(made: argparse.ArgumentParser) -> None:
+    """Add the arguments from which ``dataset_from`` makes a ``Dataset``."""
+    group = made.add_argument_group("dataset")
+    group.add_argument("--dataset", required=True, help="its name")
+    group.add_argument("--kind", required=True, help="its layout: voc, ade, shapes …")
+    group.add_argument("--root", type=Path, required=True, help="the folder it lies in")
+    group.add_argument("--classes", nargs="+", help="classes in learning order (default: all)")
+    group.add_argument("--order", default="", help="letter of a class order")
+
+
+def dataset_from(arguments: argparse.Namespace) -> Dataset:
+    """Make the dataset that the arguments describe."""
+    return open_dataset(
+        arguments.dataset, arguments.kind, arguments.root, arguments.classes, arguments.order
+    )
+
+
+def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser) -> None:
+    """Parse the command line and run ``main``; an expected error becomes one line and status 1."""
+    arguments = made.parse_args()
+    start_logging(arguments.log)
+    try:
+        main(arguments)
+    except CissError as error:
+        if arguments.traceback:
+            raise
+        log.error("error: %s", error)
+        sys.exit(1)
+    except Exception:
+        log.exception("unexpected error; please report it with this log")
+        sys.exit(70)

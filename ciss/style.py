@@ -1,0 +1,128 @@
+"""How runs are called and drawn, the same in every table and figure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from ciss.errors import CissError
+from ciss.names import unknown
+
+METHOD_NAMES = {
+    "ft": "FT",
+    "lwf": "LWF",
+    "lwf-mc": "LWF-MC",
+    "ilt": "ILT",
+    "ewc": "EWC",
+    "rw": "RW",
+    "pi": "PI",
+    "mib": "MiB",
+    "plop": "PLOP",
+    "ssul": "SSUL",
+}
+
+INIT_NAMES = {"random": "random", "mib": "MiB init", "awt": "AWT"}
+
+DATASET_NAMES = {
+    "voc": "Pascal VOC 2012",
+    "ade": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "camvid": "CamVid",
+    "shapes": "Shapes",
+}
+
+# Okabe and Ito's eight colours but yellow, which vanishes on white paper, and Tol's "muted" ones
+# that stay apart from them under simulated colour blindness. With a marker of its own for each
+# method, curves can be told apart in grey too.
+_METHOD_LOOKS = {
+    "ft": ("#B0B0B0", "o"),
+    "lwf": ("#56B4E9", "s"),
+    "lwf-mc": ("#332288", "p"),
+    "ilt": ("#009E73", "v"),
+    "ewc": ("#B5A642", "<"),
+    "rw": ("#882255", ">"),
+    "pi": ("#CC79A7", "*"),
+    "mib": ("#0072B2", "^"),
+    "plop": ("#D55E00", "D"),
+    "ssul": ("#E69F00", "P"),
+}
+_OTHER_LOOKS = (("#000000", "X"), ("#7A4B1E", "d"))
+
+# The initialisation is the line; the one under study stands out by its filled markers.
+_INIT_LINES: dict[str, Any] = {"": "-", "random": ":", "mib": "--", "awt": (0, (6, 1.2))}
+_OTHER_LINES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+class Look(NamedTuple):
+    """How one run is drawn: Matplotlib's colour, marker and line style."""
+
+    colour: str
+    marker: str
+    line: Any
+    filled: bool
+
+
+@dataclass(frozen=True)
+class Style:
+    """Settings of all figures; sizes in inches (a column of most papers is 3.4) and points.
+
+    ``colours`` overrides or adds the colour of a method by its name in experiments.
+    """
+
+    width: float = 3.4
+    height: float = 2.2
+    max_height: float = 9.0
+    font_size: float = 8.0
+    font_family: str = "DejaVu Sans"
+    line_width: float = 1.0
+    marker_size: float = 3.5
+    dpi: int = 200
+    colour_map: str = "cividis"
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            number = isinstance(item.default, int | float)
+            if number and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise CissError(f"figure setting {item.name} must be a number, not {value!r}")
+            if number and not value > 0:
+                raise CissError(f"figure setting {item.name} must be above 0, not {value}")
+
+    def look(self, run: str) -> Look:
+        """Colour and marker by method, line and filling by initialisation.
+
+        They depend on the name alone, so that a run looks the same whatever is drawn beside it.
+        """
+        method, init = split_run(run)
+        colour, marker = _METHOD_LOOKS.get(method) or _pick(_OTHER_LOOKS, method)
+        line = _INIT_LINES.get(init) or _pick(_OTHER_LINES, init)
+        return Look(self.colours.get(method, colour), marker, line, filled=init == "awt")
+
+
+def style_from_config(settings: Mapping[str, Any]) -> Style:
+    """Make a ``Style`` of a config section; an unknown key is a ``CissError``."""
+    known = [item.name for item in fields(Style)]
+    for name in settings:
+        if name not in known:
+            raise CissError(unknown("figure setting", name, known))
+    return Style(**settings)
+
+
+def split_run(run: str) -> tuple[str, str]:
+    """Method and initialisation of a run such as ``mib_awt``; the latter may be empty."""
+    method, _, init = run.partition("_")
+    return method, init
+
+
+def pretty_name(method: str, init: str = "") -> str:
+    """Name of a run in print: ``mib`` and ``awt`` become ``MiB + AWT``; unknown ones stay."""
+    name = METHOD_NAMES.get(method, method)
+    return f"{name} + {INIT_NAMES.get(init, init)}" if init else name
+
+
+def _pick(choices: tuple[Any, ...], name: str) -> Any:
+    # Python's own hash of a string differs from process to process.
+    return choices[zlib.crc32(name.encode()) % len(choices)]

@@ -1,0 +1,106 @@
+"""Starting a step: the widened network's new classifier gets its first weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ciss.attribution import Attribution, channel_mask, scores
+from ciss.errors import CissError
+from ciss.initialisations import check_name, options_of
+from ciss.initialisations.base import Classifiers
+from ciss.models.network import SegmentationNetwork
+
+
+class Initialisation(Protocol):
+    """What a module of this package offers."""
+
+    NEEDS_ATTRIBUTION: bool
+    OPTIONS: dict[str, Any]
+
+    def initialise(
+        self,
+        classifiers: Classifiers,
+        options: Mapping[str, Any],
+        masks: Tensor | None,
+        generator: torch.Generator,
+    ) -> Classifiers:
+        """Return the classifiers as they start into the step; ``masks`` is bool [1 or n, C]."""
+
+
+def get(name: str) -> Initialisation:
+    """Return the initialisation called ``name``. Raises ``CissError`` when there is none."""
+    check_name(name)
+    return cast("Initialisation", importlib.import_module(f"ciss.initialisations.{name}"))
+
+
+def initialise(
+    network: SegmentationNetwork,
+    name: str,
+    options: Mapping[str, Any],
+    attribution: Attribution | None,
+    seed: int,
+) -> Tensor | None:
+    """Initialise the newest classifier of a widened ``network``, and the background's, in place.
+
+    Returns the channel masks, bool [1 or n, C], where the initialisation uses any. Raises
+    ``CissError`` when the initialisation or an option is unknown, or needs an attribution that is
+    not given or belongs to other classes.
+    """
+    options = options_of(name, options)
+    initialisation = get(name)
+    base, newest = network.classifiers[0], network.classifiers[-1]
+    if newest is base:
+        raise CissError("the network has no new classifier yet: widen it before initialising")
+    masks = None
+    if initialisation.NEEDS_ATTRIBUTION:
+        masks = _masks(network, name, options, attribution)
+        masks = masks.to(newest.weight.device)
+    assert base.bias is not None
+    assert newest.bias is not None
+    with torch.no_grad():
+        result = initialisation.initialise(
+            Classifiers(
+                weight=newest.weight[:, :, 0, 0].clone(),
+                bias=newest.bias.clone(),
+                background_weight=base.weight[0, :, 0, 0].clone(),
+                background_bias=base.bias[0].clone(),
+            ),
+            options,
+            masks,
+            torch.Generator().manual_seed(seed),
+        )
+        newest.weight[:, :, 0, 0] = result.weight
+        newest.bias.copy_(result.bias)
+        base.weight[0, :, 0, 0] = result.background_weight
+        base.bias[0] = result.background_bias
+    return masks
+
+
+def _masks(
+    network: SegmentationNetwork,
+    name: str,
+    options: Mapping[str, Any],
+    attribution: Attribution | None,
+) -> Tensor:
+    if attribution is None:
+        raise CissError(
+            f"initialisation '{name}' needs an attribution of the step's images; "
+            "run the attribution first and pass its file"
+        )
+    n_old = network.n_classes - network.classes_per_step[-1]
+    expected = tuple(range(n_old, network.n_classes))
+    channels = network.config.head_channels
+    if attribution.new_classes != expected or attribution.sums.shape[1] != channels:
+        raise CissError(
+            f"the attribution is of classes {attribution.new_classes} and "
+            f"{attribution.sums.shape[1]} channels, the network's new classes are {expected} with "
+            f"{channels} channels; attribute this step with the model of the step before"
+        )
+    return channel_mask(
+        scores(attribution, options["pooling"], options["grouping"]), options["fraction"]
+    )

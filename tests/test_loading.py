@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import golden_cases, load_case
+from PIL import Image
+
+from ciss.datasets import list_images, open_dataset, shapes
+from ciss.errors import CissError
+from ciss.loading import (
+    EpochBatches,
+    EvaluationImages,
+    TrainingBatches,
+    TrainingImages,
+    batches_per_epoch,
+    crop_and_flip,
+    evaluation_batches,
+    random_crop_box,
+    resize_and_centre,
+    to_network_input,
+    training_batches,
+)
+
+IDENTITY = np.arange(256, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("loading") / "data"
+    shapes.generate(root, train=11, val=5, size=40, seed=0)
+    return root
+
+
+def rows(root: Path, subset: str = "train") -> pd.DataFrame:
+    listing = list_images(open_dataset("shapes", "shapes", root))
+    return pd.DataFrame(listing[subset], columns=["image", "mask"])
+
+
+def training(root: Path, seed: int = 5) -> TrainingImages:
+    return TrainingImages(root, rows(root), IDENTITY, 32, seed)
+
+
+def equal(ours: list, theirs: list) -> bool:
+    return len(ours) == len(theirs) and all(
+        torch.equal(a, b)
+        for x, y in zip(ours, theirs, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.mark.parametrize("case", golden_cases("12_transforms"))
+def test_transforms_are_the_published_ones(case: dict) -> None:
+    arrays = load_case(case)
+    size = case["hyperparameters"]["crop_size"]
+    for number in range(4):
+        image = Image.fromarray(arrays[f"{number}/image"])
+        mask = Image.fromarray(arrays[f"{number}/label"])
+        box = tuple(int(value) for value in arrays[f"{number}/box"])
+        pixels, labels = crop_and_flip(image, mask, box, bool(arrays[f"{number}/flip"]), size)
+        np.testing.assert_array_equal(labels, arrays[f"{number}/train_label"])
+        normalised = to_network_input(torch.from_numpy(pixels)[None])[0].numpy()
+        np.testing.assert_array_equal(normalised, arrays[f"{number}/train_image"])
+
+        image, mask = resize_and_centre(image, mask, size)
+        pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        np.testing.assert_array_equal(np.asarray(mask), arrays[f"{number}/val_label"])
+        normalised = to_network_input(torch.from_numpy(pixels)[None])[0].numpy()
+        np.testing.assert_array_equal(normalised, arrays[f"{number}/val_image"])
+
+
+@pytest.mark.parametrize("case", golden_cases("12_transforms"))
+def test_crop_boxes_are_distributed_as_published(case: dict) -> None:
+    published = case["hyperparameters"]["statistics_500x375_20000_draws"]
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_crop_box(rng, 375, 500) for _ in range(10000)])
+    top, left, height, width = boxes.T
+    assert ((top >= 0) & (left >= 0) & (top + height <= 375) & (left + width <= 500)).all()
+    areas = height * width / (375 * 500)
+    # Four standard errors of 10,000 against 20,000 draws.
+    assert abs((areas == 1).mean() - published["whole_image_fraction"]) < 0.018
+    assert abs(areas.mean() - published["mean_area_fraction"]) < 0.008
+    assert abs(np.log(width / height).mean()) < 0.3
+
+
+def test_crop_falls_back_to_the_centre_of_a_long_image() -> None:
+    # 10 × 200 pixels: no box of half its area has a ratio under 4/3.
+    assert random_crop_box(np.random.default_rng(0), 10, 200) == (0, 93, 10, 13)
+    assert random_crop_box(np.random.default_rng(0), 200, 10) == (93, 0, 13, 10)
+
+
+def test_samples_are_uint8_and_remapped(root: Path) -> None:
+    lookup = np.zeros(256, np.uint8)
+    lookup[255] = 255
+    images = TrainingImages(root, rows(root), lookup, 32, 5)
+    pixels, labels, position = images[(0, 3)]
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (3, 32, 32))
+    assert (labels.dtype, labels.shape) == (np.uint8, (32, 32))
+    assert position == 3
+    assert set(np.unique(labels)) == {0, 255}
+
+
+def test_image_and_mask_are_cropped_alike(tmp_path: Path) -> None:
+    # The mask is the image's red channel, so they must agree wherever the image is smooth.
+    ramp = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None], 60, axis=0)
+    Image.fromarray(np.stack([ramp] * 3, axis=-1)).save(tmp_path / "i.png")
+    Image.fromarray(ramp).save(tmp_path / "m.png")
+    pair = pd.DataFrame([("i.png", "m.png")], columns=["image", "mask"])
+    images = TrainingImages(tmp_path, pair, IDENTITY, 60, 0)
+    flips = 0
+    for epoch in range(20):
+        pixels, labels, _ = images[(epoch, 0)]
+        assert np.abs(pixels[0].astype(int) - labels).max() <= 5
+        flips += int(labels[0, 0]) > int(labels[0, -1])
+    assert 3 <= flips <= 17
+
+
+def test_augmentation_follows_seed_epoch_and_position(root: Path) -> None:
+    images = training(root)
+    again, other_seed = training(root), training(root, seed=6)
+    first = images[(0, 0)][0]
+    assert np.array_equal(first, again[(0, 0)][0])
+    assert not np.array_equal(first, images[(1, 0)][0])
+    assert not np.array_equal(first, other_seed[(0, 0)][0])
+
+
+def test_same_batches_for_every_number_of_workers_and_after_a_resume(root: Path) -> None:
+    alone = [list(TrainingBatches(training(root), 3).epoch(epoch)) for epoch in range(3)]
+    with_workers = TrainingBatches(training(root), 3, workers=2)
+    assert len(with_workers) == len(alone[0]) == 3
+    for epoch in (0, 1):
+        assert equal(list(with_workers.epoch(epoch)), alone[epoch])
+    # The workers that served epoch 1 go on in the middle of epoch 2.
+    assert equal(list(with_workers.epoch(2, start=1)), alone[2][1:])
+    assert equal(list(training_batches(training(root), 3, 2, start=2)), alone[2][2:])
+    assert not equal(alone[0], alone[1])
+
+
+def test_batches_have_the_stated_types(root: Path) -> None:
+    images, labels, positions = next(training_batches(training(root), 4, 0))
+    assert (images.dtype, images.shape) == (torch.uint8, (4, 3, 32, 32))
+    assert (labels.dtype, labels.shape) == (torch.uint8, (4, 32, 32))
+    assert (positions.dtype, positions.shape) == (torch.int64, (4,))
+    assert images.is_contiguous()
+
+
+def test_an_epoch_leaves_the_global_random_state_alone(root: Path) -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    list(training_batches(training(root), 4, 0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def positions(batches: EpochBatches) -> list[list[int]]:
+    return [[position for _, position in batch] for batch in batches]
+
+
+def test_epoch_takes_each_image_once_and_drops_the_rest() -> None:
+    for epoch in range(3):
+        batches = positions(EpochBatches(11, 4, 0, epoch))
+        assert [len(batch) for batch in batches] == [4, 4]
+        assert len({position for batch in batches for position in batch}) == 8
+    assert positions(EpochBatches(11, 4, 0, 0)) != positions(EpochBatches(11, 4, 0, 1))
+    assert positions(EpochBatches(11, 4, 0, 0)) != positions(EpochBatches(11, 4, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("n_images", "batch", "expected"), [(3, 4, [3]), (1, 4, [2]), (2, 1, [2, 2]), (8, 4, [4, 4])]
+)
+def test_short_lists_make_one_batch_and_never_of_one(
+    n_images: int, batch: int, expected: list[int]
+) -> None:
+    sampler = EpochBatches(n_images, batch, 0)
+    assert [len(keys) for keys in sampler] == expected
+    assert len(sampler) == batches_per_epoch(n_images, batch) == len(expected)
+
+
+def test_processes_share_each_batch() -> None:
+    whole = positions(EpochBatches(50, 12, 7, 3))
+    shares = [positions(EpochBatches(50, 12, 7, 3, rank=rank, world_size=3)) for rank in range(3)]
+    for number, batch in enumerate(whole):
+        assert sorted(batch) == sorted(position for share in shares for position in share[number])
+        assert [len(share[number]) for share in shares] == [4, 4, 4]
+    # Five images for two processes: as many for each, all of them used.
+    shares = [positions(EpochBatches(5, 12, 7, rank=rank, world_size=2)) for rank in range(2)]
+    assert [len(share[0]) for share in shares] == [3, 3]
+    assert {*shares[0][0], *shares[1][0]} == set(range(5))
+
+
+def test_start_skips_batches() -> None:
+    sampler = EpochBatches(20, 4, 0, 1, start=3)
+    assert positions(sampler) == positions(EpochBatches(20, 4, 0, 1))[3:]
+    assert len(sampler) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_takes_every_image_once_in_order(root: Path, workers: int) -> None:
+    images = EvaluationImages(root, rows(root, "val"), IDENTITY, 24)
+    batches = list(evaluation_batches(images, 2, workers=workers))
+    assert [tuple(batch[0].shape) for batch in batches] == [(2, 3, 24, 24)] * 2 + [(1, 3, 24, 24)]
+    assert torch.cat([batch[2] for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+    shares = [
+        torch.cat([batch[2] for batch in evaluation_batches(images, 2, rank=rank, world_size=2)])
+        for rank in range(2)
+    ]
+    assert sorted(torch.cat(shares).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_whole_images_keep_their_size_and_pixels(root: Path) -> None:
+    table = rows(root, "val")
+    images = EvaluationImages(root, table, IDENTITY, 24, mode="full")
+    batch, labels, _ = next(evaluation_batches(images, 4))
+    with Image.open(root / table["image"][0]) as image, Image.open(root / table["mask"][0]) as mask:
+        np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), np.asarray(image))
+        np.testing.assert_array_equal(labels[0].numpy(), np.asarray(mask))
+    with pytest.raises(CissError, match="'whole'"):
+        EvaluationImages(root, table, IDENTITY, 24, mode="whole")
+
+
+def test_grey_images_become_rgb(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 9).save(tmp_path / "i.png")
+    Image.new("L", (8, 8), 1).save(tmp_path / "m.png")
+    pair = pd.DataFrame([("i.png", "m.png")], columns=["image", "mask"])
+    pixels, _, _ = EvaluationImages(tmp_path, pair, IDENTITY, 8)[0]
+    assert pixels.tolist() == np.full((3, 8, 8), 9).tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_image_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="JPEG")
+    (tmp_path / "i.jpg").write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+    Image.new("L", (64, 64), 1).save(tmp_path / "m.png")
+    pair = pd.DataFrame([("i.jpg", "m.png")] * 2, columns=["image", "mask"])
+    images = TrainingImages(tmp_path, pair, IDENTITY, 32, 0)
+    with pytest.raises(CissError) as error:
+        list(training_batches(images, 2, 0, workers=workers))
+    assert str(error.value).startswith(f"cannot read {os.fspath(tmp_path / 'i.jpg')}: ")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import golden_cases, load_case
+
+from ciss.datasets import Dataset, open_dataset
+from ciss.errors import CissError
+from ciss.index import COLUMNS
+from ciss.scenarios import parse_scenario
+from ciss.splits import presence, read_split, select, split, split_hash, write_split
+
+GOLDEN = golden_cases("9_splits")
+PRESENCE = [case for case in GOLDEN if case.id is None or case.id.endswith("presence")]
+LISTS = [case for case in GOLDEN if case.id is None or not case.id.endswith("presence")]
+
+
+def make_index(subsets: list[str], labels: list[str]) -> pd.DataFrame:
+    rows = [
+        (subset, f"i{number}.jpg", f"m{number}.png", 1, 1, text)
+        for number, (subset, text) in enumerate(zip(subsets, labels, strict=True))
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def pets(n_classes: int = 3) -> Dataset:
+    names = ["cat", "dog", "person", "horse"][:n_classes]
+    return open_dataset("pets", "voc", Path("/nowhere"), names)
+
+
+# cat is 8 in the masks, dog 12, person 15, horse 13
+MASKS = ["0:1 8:1", "8:1 15:2", "12:1 255:9", "0:1", "13:5", "8:1 12:1"]
+TRAIN_ONLY = make_index(
+    ["train"] * 6 + ["val"] * 3,
+    [*MASKS, "12:1", "0:9 13:1", "15:1 8:1"],
+)
+
+
+@pytest.fixture(scope="module")
+def voc_index() -> pd.DataFrame:
+    arrays = load_case(PRESENCE[0].values[0])
+    labels = [
+        " ".join([f"{value}:1" for value in np.flatnonzero(row)] + ["255:1"] * bool(void))
+        for row, void in zip(arrays["present"], arrays["has_ignore"], strict=True)
+    ]
+    is_train = arrays["is_train_aug"]
+    index = make_index(np.where(is_train, "train", "val").tolist(), labels)
+    # The published row numbers count within each subset.
+    numbers = np.where(is_train, np.cumsum(is_train), np.cumsum(~is_train)) - 1
+    return index.assign(image=[f"{number}" for number in numbers])
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_splits_are_the_published_ones(case: dict, voc_index: pd.DataFrame) -> None:
+    arrays = load_case(case)
+    task = case["hyperparameters"]["task"]
+    dataset = open_dataset(
+        "voc", "voc", Path("/nowhere"), order=task[-1] if task[-1].isalpha() else ""
+    )
+    for setup, key in (("overlapped", "ov"), ("disjoint", "disjoint")):
+        scenario = parse_scenario(task, 20, setup)
+        rows = split(voc_index, dataset, scenario, range(scenario.n_steps))
+        for step in range(scenario.n_steps):
+            train = select(rows, step, "train")["image"].astype(int)
+            test = select(rows, step, "test")["image"].astype(int)
+            np.testing.assert_array_equal(train, arrays[f"s{step}/train_{key}"])
+            np.testing.assert_array_equal(test, arrays[f"s{step}/test"])
+
+
+def test_overlapped_and_disjoint() -> None:
+    def images(setup: str, step: int, subset: str) -> list[str]:
+        rows = split(TRAIN_ONLY, pets(), parse_scenario("1-1", 3, setup), [step])
+        return select(rows, step, subset)["image"].tolist()
+
+    assert images("overlapped", 0, "train") == ["i0.jpg", "i1.jpg", "i5.jpg"]
+    assert images("disjoint", 0, "train") == ["i0.jpg"]
+    # A class that is never learned (horse) does not count as a later one.
+    assert images("overlapped", 1, "train") == images("disjoint", 1, "train")
+    assert images("overlapped", 1, "test") == images("disjoint", 1, "test") == ["i6.jpg", "i8.jpg"]
+
+
+def test_offline_has_all_images_with_a_class() -> None:
+    rows = split(TRAIN_ONLY, pets(), parse_scenario("offline", 3), [0])
+    assert select(rows, 0, "train")["image"].tolist() == ["i0.jpg", "i1.jpg", "i2.jpg", "i5.jpg"]
+
+
+def test_presence_leaves_void_out() -> None:
+    present = presence(TRAIN_ONLY, pets())
+    assert present.shape == (9, 4)
+    assert present[2].tolist() == [False, False, True, False]
+    # Other classes are background.
+    assert present[4].tolist() == [True, False, False, False]
+
+
+def test_a_step_without_images_names_its_classes() -> None:
+    index = make_index(["train", "val"], ["8:1 12:1", "8:1 12:1"])
+    with pytest.raises(CissError, match=r"step 1 .* no train images: none shows person, horse$"):
+        split(index, pets(4), parse_scenario("2-2", 4), [0, 1])
+    # Every image of step 0 also shows a class that comes later.
+    with pytest.raises(CissError, match=r"step 0 .* shows cat without a later class"):
+        split(index, pets(2), parse_scenario("1-1", 2, "disjoint"), [0])
+    without_val = make_index(["train", "val"], ["8:1 12:1", "0:1"])
+    with pytest.raises(CissError, match=r"step 0 .* no test images: none shows cat"):
+        split(without_val, pets(2), parse_scenario("1-1", 2), [0])
+
+
+def test_scenario_and_dataset_must_have_the_same_classes() -> None:
+    with pytest.raises(CissError, match="20 classes"):
+        split(TRAIN_ONLY, pets(), parse_scenario("15-5", 20), [0])
+
+
+def test_index_of_other_data() -> None:
+    index = make_index(["train"], ["99:1"])
+    with pytest.raises(CissError, match="mask value 99"):
+        presence(index, pets())
+
+
+def test_hash_follows_the_rows_and_survives_the_file(tmp_path: Path) -> None:
+    scenario = parse_scenario("1-1", 3)
+    rows = split(TRAIN_ONLY, pets(), scenario, range(3))
+    write_split(tmp_path / "split.csv", rows)
+    read = read_split(tmp_path / "split.csv")
+    pd.testing.assert_frame_equal(read, rows)
+    assert split_hash(read) == split_hash(rows)
+    assert split_hash(rows.iloc[::-1]) != split_hash(rows)
+    assert split_hash(rows.iloc[1:]) != split_hash(rows)
+
+
+def test_reading_something_else(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(CissError, match="is not a split"):
+        read_split(tmp_path / "split.csv")
+    with pytest.raises(CissError, match="cannot read the split"):
+        read_split(tmp_path / "absent.csv")

@@ -1,0 +1,60 @@
+"""Count how a model labels the test images of its step: the confusion matrix."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ciss import scripting, splits
+from ciss.checkpoint import load_model
+from ciss.evaluation import evaluate
+from ciss.flags import add_flags, from_flags
+from ciss.labels import evaluation_lookup
+from ciss.loading import EvaluationImages, evaluation_batches
+from ciss.metrics import iou, mean_iou, write_confusion
+from ciss.runtime import Runtime, log, start_torch
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the confusion matrix."""
+    runtime = from_flags(arguments, Runtime)
+    device = start_torch(runtime)
+    dataset = scripting.dataset_from(arguments)
+    network, metadata = load_model(arguments.model)
+    seen = range(1, network.n_classes)
+    rows = splits.select(splits.read_split(arguments.split), arguments.step, "test")
+    images = EvaluationImages(
+        dataset.root,
+        rows,
+        evaluation_lookup(dataset.lookup, seen),
+        arguments.crop,
+        arguments.mode,
+    )
+    batches = evaluation_batches(
+        images, arguments.batch, workers=runtime.workers, pin=device.type == "cuda"
+    )
+    confusion = evaluate(network, ((pixels, labels) for pixels, labels, _ in batches), device)
+    about = {
+        "dataset": dataset.name,
+        "step": arguments.step,
+        "images": len(images),
+        "mode": arguments.mode,
+        "crop": arguments.crop,
+        "model": metadata,
+    }
+    write_confusion(arguments.output, confusion, dataset.classes[: network.n_classes], about)
+    log.info("mIoU %.2f %% over %d images", mean_iou(iou(confusion)), len(images))
+
+
+if __name__ == "__main__":
+    parser = scripting.parser(__doc__)
+    scripting.add_dataset_flags(parser)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
+    parser.add_argument("--mode", required=True, help="crop or full")
+    parser.add_argument("--batch", type=int, default=16, help="crops in a batch")
+    parser.add_argument("--output", type=Path, required=True, help="confusion matrix (CSV)")
+    add_flags(parser, Runtime)
+    scripting.run(main, parser)

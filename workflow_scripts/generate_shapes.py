@@ -1,0 +1,35 @@
+"""Generate the `shapes` dataset: coloured shapes on textured ground, in VOC's layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ciss import scripting
+from ciss.datasets import open_dataset
+from ciss.datasets.shapes import generate
+from ciss.fingerprint import write_generated
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the images, masks and lists."""
+    generate(
+        arguments.root,
+        train=arguments.train,
+        val=arguments.val,
+        size=arguments.size,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    write_generated(open_dataset(arguments.root.name, "shapes", arguments.root))
+
+
+if __name__ == "__main__":
+    parser = scripting.parser(__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    parser.add_argument("--train", type=int, required=True, help="training images")
+    parser.add_argument("--val", type=int, required=True, help="validation images")
+    parser.add_argument("--size", type=int, required=True, help="side of an image, pixels")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    scripting.run(main, parser)

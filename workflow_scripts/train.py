@@ -1,0 +1,147 @@
+"""Train one step: step 0 from scratch or ImageNet weights, a later one from a widened network.
+
+Interrupted by SIGTERM, SIGINT or SIGUSR1, it saves its progress and leaves with status 1;
+the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ciss import methods, scripting, splits
+from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
+from ciss.errors import CissError
+from ciss.files import write_text
+from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.labels import training_lookup
+from ciss.loading import TrainingImages, batches_per_epoch
+from ciss.methods.base import Method
+from ciss.models import NetworkConfig, SegmentationNetwork, initialise
+from ciss.models.pretrained import load_imagenet
+from ciss.progress import Progress, identity
+from ciss.runtime import Runtime, log, source_revision, start_torch, stopping_on_signals
+from ciss.training import Recipe, Training, train
+
+
+def starting_point(
+    arguments: argparse.Namespace, n_base: int
+) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
+    """Return the network to train and its teacher; at step 0 a new network and none."""
+    if arguments.step > 0:
+        if arguments.init is None or arguments.teacher is None:
+            raise CissError("a step after 0 needs --init and --teacher")
+        return load_model(arguments.init)[0], load_model(arguments.teacher)[0]
+    network = SegmentationNetwork(from_flags(arguments, NetworkConfig), [1 + n_base])
+    initialise(network, arguments.seed)
+    if arguments.weights is not None:
+        log.info("%s", load_imagenet(network, arguments.weights))
+    return network, None
+
+
+def make_method(arguments: argparse.Namespace, n_old: int, n_new: int) -> Method:
+    """Return the method of a later step, or step 0's training under a base objective."""
+    if arguments.step == 0:
+        return methods.create_base(arguments.method, n_new)
+    return methods.create(arguments.method, options_from(arguments), n_old, n_new)
+
+
+def facts(arguments: argparse.Namespace, recipe: Recipe, rows_hash: str) -> dict[str, Any]:
+    """Return what decides the result: it names the progress and goes into the model's header."""
+    return {
+        "dataset": arguments.dataset,
+        "classes": arguments.classes,
+        "order": arguments.order,
+        "step": arguments.step,
+        "method": arguments.method,
+        "options": options_from(arguments),
+        "seed": arguments.seed,
+        "recipe": asdict(recipe),
+        "network": asdict(from_flags(arguments, NetworkConfig)) if arguments.step == 0 else None,
+        "split": rows_hash,
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train and write the model, its history and, where the method keeps them, importances."""
+    runtime, recipe = from_flags(arguments, Runtime), from_flags(arguments, Recipe)
+    device = start_torch(runtime)
+    dataset = scripting.dataset_from(arguments)
+    rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
+    network, teacher = starting_point(arguments, arguments.new_classes)
+    n_old = 0 if teacher is None else teacher.n_classes
+    new = range(max(n_old, 1), network.n_classes)
+    images = TrainingImages(
+        dataset.root, rows, training_lookup(dataset.lookup, new), recipe.crop, arguments.seed
+    )
+    method = make_method(arguments, n_old, network.n_classes - n_old)
+    if arguments.importances is not None and teacher is not None:
+        importances = load_tensors(arguments.importances)[0]
+        method.load_importances(
+            {name: value.to(device) for name, value in importances.items()},
+            {name: value.to(device) for name, value in teacher.named_parameters()},
+        )
+    iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
+    training = Training(network, teacher, method, recipe, iterations, device)
+    log.info(
+        "step %d: %s, %d images, classes %s, %d iterations on %s in %s",
+        arguments.step,
+        arguments.method,
+        len(images),
+        ", ".join(dataset.classes[label] for label in new),
+        iterations,
+        device,
+        str(training.dtype).removeprefix("torch."),
+    )
+    about = facts(
+        arguments, recipe, splits.split_hash(rows.assign(step=arguments.step, subset="train"))
+    )
+    progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
+    with stopping_on_signals() as stop:
+        history = train(training, images, runtime, progress, stop)
+        metadata = {
+            **about,
+            "classes": dataset.classes[: network.n_classes],
+            "images": len(images),
+            "source": source_revision(),
+        }
+        write_text(arguments.history, history.to_csv(index=False))
+        if arguments.importances_out is not None:
+            save_tensors(arguments.importances_out, method.importances(network), metadata)
+        save_model(arguments.output, network, metadata)
+        progress.clear()
+
+
+def digest(arguments: argparse.Namespace) -> list[str]:
+    """Return checksums of the files that a run starts from."""
+    import hashlib
+
+    given = (arguments.init, arguments.teacher, arguments.importances, arguments.weights)
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in given if path is not None]
+
+
+if __name__ == "__main__":
+    parser = scripting.parser(__doc__)
+    scripting.add_dataset_flags(parser)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument(
+        "--method", required=True, help="at step 0 the objective: ce, ce-importance or bce"
+    )
+    add_option_flag(parser, "method")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--new-classes", type=int, required=True, help="classes of this step")
+    parser.add_argument("--init", type=Path, help="widened network to start from (steps after 0)")
+    parser.add_argument("--teacher", type=Path, help="model of the step before (steps after 0)")
+    parser.add_argument("--weights", type=Path, help="encoder to start from (step 0)")
+    parser.add_argument("--importances", type=Path, help="importances of the step before")
+    parser.add_argument("--importances-out", type=Path, help="importances to write")
+    parser.add_argument("--output", type=Path, required=True, help="model to write")
+    parser.add_argument("--history", type=Path, required=True, help="table of epochs to write")
+    parser.add_argument("--progress", type=Path, help="file that keeps the progress")
+    add_flags(parser, NetworkConfig)
+    add_flags(parser, Recipe)
+    add_flags(parser, Runtime)
+    scripting.run(main, parser)

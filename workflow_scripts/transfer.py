@@ -1,0 +1,48 @@
+"""Widen a model by a step's new classes and initialise their classifier."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ciss import scripting, transfer
+from ciss.attribution import load_attribution
+from ciss.checkpoint import load_model, save_model
+from ciss.flags import add_option_flag, options_from
+from ciss.models import widened
+from ciss.runtime import log, source_revision
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the network that the step's training starts from."""
+    network, metadata = load_model(arguments.model)
+    # The draw depends on seed and step alone: initialisations are compared on equal terms.
+    draw = 1000 * arguments.seed + arguments.step
+    wider = widened(network, arguments.new_classes, draw)
+    given = None if arguments.attribution is None else load_attribution(arguments.attribution)
+    options = options_from(arguments)
+    masks = transfer.initialise(wider, arguments.initialisation, options, given, draw)
+    if masks is not None:
+        log.info("channels moved for each class: %s", masks.sum(1).tolist())
+    about = {
+        "initialisation": arguments.initialisation,
+        "options": options,
+        "seed": arguments.seed,
+        "step": arguments.step,
+        "before": metadata,
+        "source": source_revision(),
+    }
+    save_model(arguments.output, wider, about)
+
+
+if __name__ == "__main__":
+    parser = scripting.parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="model of the step before")
+    parser.add_argument("--attribution", type=Path, help="attribution for this step's classes")
+    parser.add_argument("--new-classes", type=int, required=True)
+    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--initialisation", required=True, help="random, mib, awt …")
+    add_option_flag(parser, "initialisation")
+    parser.add_argument("--output", type=Path, required=True, help="network to write")
+    scripting.run(main, parser)
