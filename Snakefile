@@ -1,8 +1,8 @@
 """Class-incremental semantic segmentation: from images to the paper's tables and figures.
 
-    snakemake --list                          the experiments of the configuration
-    snakemake -n voc_15-1_mib_awt             what an experiment would run
-    snakemake --profile slurm voc_15-1_mib_awt
+snakemake --list                          the experiments of the configuration
+snakemake -n voc_15-1_mib_awt             what an experiment would run
+snakemake --profile slurm voc_15-1_mib_awt
 """
 
 from snakemake.utils import min_version
@@ -14,6 +14,9 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/reports.smk"
+include: "rules/settings.smk"
+include: "rules/inputs.smk"
 include: "rules/targets.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"

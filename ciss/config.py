@@ -232,13 +232,13 @@ def _structure_checked(config: Mapping[str, Any]) -> Config:
 
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     validator = jsonschema.Draft202012Validator(schema)
-    config = copy.deepcopy(dict(config))
+    result = copy.deepcopy(dict(config))
     for _ in range(100):
-        errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.path)))
+        errors = sorted(validator.iter_errors(result), key=lambda error: list(map(str, error.path)))
         if not errors:
-            _check_numbers(config, ())
-            return config
-        if not _reread_string(config, errors[0]):
+            _check_numbers(result, ())
+            return result
+        if not _reread_string(result, errors[0]):
             raise CissError(_sentence(errors[0]))
     raise CissError("the configuration has too many values given as text; write them unquoted")
 

@@ -158,8 +158,8 @@ def train(
 
     The history has a row an epoch: mean of each loss term, learning rate, IoU of the new classes
     on the training batches (percent, at the feature map's resolution), time and memory.
-    Raises ``InterruptedTrainingError`` after saving when ``stop`` asks for it, ``CissError`` when a loss is not
-    finite.
+    Raises ``InterruptedTrainingError`` after saving when ``stop`` asks for it, ``CissError`` when
+    a loss is not finite.
     """
     recipe = training.recipe
     batches = TrainingBatches(

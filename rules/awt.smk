@@ -1,11 +1,6 @@
 # Starting the classifiers of new classes: attribution of the old model's channels, and transfer.
 
 
-def next_split(wildcards):
-    """The split whose images show the classes that come after the model's step."""
-    return at(paths.SPLIT.format(dataset=wildcards.dataset, track=wildcards.scenario))
-
-
 rule attribute:
     """Attribute the background classifier's channels on the next step's images.
 
@@ -18,12 +13,19 @@ rule attribute:
     output:
         at(paths.ATTRIBUTION),
     log:
-        at(paths.STEP + "/logs/attribute_{scenario}.log"),
+        at(f"{paths.STEP}/logs/attribute_{{scenario}}.log"),
     benchmark:
-        at(paths.STEP + "/benchmarks/attribute_{scenario}.tsv")
+        at(f"{paths.STEP}/benchmarks/attribute_{{scenario}}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    resources:
+        gpu=gpus_per_job(),
     params:
+        program=program("attribute.py"),
         settings=lambda wildcards: dataset_flags(
-            wildcards.dataset, scenario_at(wildcards.dataset, wildcards.scenario, False).order
+            wildcards.dataset,
+            scenario_at(wildcards.dataset, wildcards.scenario, False).order,
         )
         + attribution_flags(wildcards),
         classes=lambda wildcards: len(
@@ -34,31 +36,10 @@ rule attribute:
         step=lambda wildcards: int(wildcards.step) + 1,
         runtime=runtime_flags,
         batch=lambda wildcards, threads: CONFIG["evaluation"]["batch"],
-    threads: CONFIG["runtime"]["threads"]
-    resources:
-        gpu=gpus_per_job(),
-    conda:
-        "../envs/ciss.yaml"
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/attribute.py --model {input.model:q} --split {input.split:q}"
+        "{params.program:q} --model {input.model:q} --split {input.split:q}"
         " --step {params.step} --new-classes {params.classes} {params.settings:q}"
         " {params.runtime:q} --batch {params.batch} --output {output:q} --log {log:q}"
-
-
-def attribution_flags(wildcards):
-    chosen = settings_at(wildcards.dataset, wildcards.scenario)
-    flags = {"method": chosen["attribution"]["method"], "crop": chosen["recipe"]["crop"]}
-    # The closed form has no steps: changing their number must not rerun it.
-    if flags["method"] == "captum":
-        flags["n_steps"] = chosen["attribution"]["steps"]
-    return to_flags(flags)
-
-
-def attribution(wildcards):
-    """The attribution beside the previous model, for initialisations that look at it."""
-    if not experiment_of(wildcards).needs_attribution:
-        return []
-    return previous(paths.ATTRIBUTION)(wildcards)
 
 
 rule transfer:
@@ -69,19 +50,24 @@ rule transfer:
     output:
         at(paths.INIT.replace("{step}", f"{{step,{STEP_AFTER_0}}}")),
     log:
-        at(paths.STEP + "/logs/transfer.log"),
+        at(f"{paths.STEP}/logs/transfer.log"),
     benchmark:
-        at(paths.STEP + "/benchmarks/transfer.tsv")
+        at(f"{paths.STEP}/benchmarks/transfer.tsv")
+    conda:
+        "../envs/ciss.yaml"
     params:
+        program=program("transfer.py"),
         initialisation=lambda wildcards: to_flags(
             {"initialisation": experiment_of(wildcards).init.kind}
         )
         + option_flags(experiment_of(wildcards).init.options),
-        classes=lambda wildcards: len(scenario_of(wildcards).new_classes(int(wildcards.step))),
-        files=lambda wildcards, input: to_flags({"attribution": input.get("attribution") or None}),
-    conda:
-        "../envs/ciss.yaml"
+        classes=lambda wildcards: len(
+            scenario_of(wildcards).new_classes(int(wildcards.step))
+        ),
+        files=lambda wildcards, input: to_flags(
+            {"attribution": input.get("attribution") or None}
+        ),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/transfer.py --model {input.model:q} {params.files:q}"
+        "{params.program:q} --model {input.model:q} {params.files:q}"
         " --new-classes {params.classes} --seed {wildcards.seed} --step {wildcards.step}"
         " {params.initialisation:q} --output {output:q} --log {log:q}"

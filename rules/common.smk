@@ -1,21 +1,17 @@
-# What the other rule files share: the checked configuration, and the settings each rule passes on.
+# What all other files here share: the checked configuration, and how wildcards are understood.
 #
-# A rule has two kinds of parameters. `settings` hold exactly what changes its result: when one of
-# them changes, Snakemake runs the rule again. `runtime` holds the rest: where the data lie, device,
-# workers, threads. Its functions take `threads`, and parameters derived from threads are not
-# compared by Snakemake, so that such a change reruns nothing.
+# Parameters of rules are of two kinds. `settings` hold exactly what changes the result: when one
+# of them changes, Snakemake runs the job again. `runtime` holds the rest - where the data lie,
+# device, workers, threads. Its functions take `threads`, and parameters derived from threads are
+# not compared by Snakemake, so that such a change reruns nothing.
 
-import os
 import shutil
 import sys
 from functools import cache
 from pathlib import Path
 
-# Scripts and rules use the library beside this file, wherever Snakemake was started.
+# The library beside this file, wherever Snakemake was started.
 sys.path.insert(0, str(workflow.basedir))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])
-)
 
 import ciss.config
 import ciss.fingerprint
@@ -36,9 +32,6 @@ except CissError as error:
     stop(error)
 
 RESULTS = CONFIG["results"]
-SCRIPTS = f"{workflow.basedir}/workflow_scripts"
-# A conda environment brings its own Python; otherwise scripts run on the one that runs Snakemake.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 STEP_AFTER_0 = "[1-9][0-9]*"
 
 
@@ -55,6 +48,18 @@ wildcard_constraints:
 # A GPU is used by one job at a time here; on a cluster the scheduler sees to that.
 resource_scopes:
     gpu="local",
+
+
+def program(script):
+    """A parameter: how a script is started, wherever Python and this repository lie."""
+    # A conda environment brings its own Python; else it is the one that runs Snakemake.
+    python = (
+        "python" if workflow.deployment_settings.deployment_method else sys.executable
+    )
+    return lambda wildcards, threads: [
+        python,
+        f"{workflow.basedir}/workflow_scripts/{script}",
+    ]
 
 
 def at(pattern):
@@ -114,67 +119,29 @@ def settings_of(wildcards):
     return settings_at(wildcards.dataset, wildcards.track)
 
 
-def recipe_flags(wildcards):
-    """Settings of the training loop: those of step 0 or of the later steps."""
-    recipe = dict(settings_of(wildcards)["recipe"])
-    phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
-    return to_flags({**recipe, **phases["base" if wildcards.step == "0" else "later"]})
-
-
-def dataset_flags(dataset, order=""):
-    """Settings that say what the labels mean."""
-    entry = ciss.config.dataset_entry(CONFIG, dataset)
-    return to_flags(
-        {
-            "dataset": dataset,
-            "kind": entry["kind"],
-            "order": order or None,
-            "classes": entry.get("classes"),
-        }
-    )
-
-
-def labels_of(wildcards):
-    return dataset_flags(wildcards.dataset, scenario_of(wildcards).order)
-
-
-def runtime_flags(wildcards, threads):
-    """How a job that runs the network does so, and where its data lie."""
-    runtime = CONFIG["runtime"]
-    return root_flags(wildcards, threads) + to_flags(
-        {"device": runtime["device"], "workers": runtime["workers"], "threads": threads}
-    )
-
-
-def root_flags(wildcards, threads):
-    return to_flags({"root": ciss.config.dataset(CONFIG, wildcards.dataset).root})
-
-
-def dataset_state(wildcards):
-    """What the files of a data set are: their fingerprint, or why there is none.
-
-    Without the data a dry run still plans; anything else stops here, before any work.
-    """
-    dataset = ciss.config.dataset(CONFIG, wildcards.dataset)
-    cache_file = Path(at(paths.FINGERPRINT.format(dataset=dataset.name)))
-    try:
-        if is_generated(dataset.name):
-            return ciss.fingerprint.of_generated(dataset, cache_file)
-        return ciss.fingerprint.fingerprint(dataset, cache_file)
-    except CissError as error:
-        known = ciss.fingerprint.last_known(cache_file)
-        if known is not None:
-            return known
-        if workflow.dryrun:
-            warn_once(f"{error}\nThis is a dry run; a real one stops with this error.")
-            return "missing"
-        stop(error)
-
-
-@cache
-def warn_once(message):
-    print(f"Warning: {message}", file=sys.stderr)
-
-
 def is_generated(dataset):
     return "generate" in ciss.config.dataset_entry(CONFIG, dataset)
+
+
+def keepers():
+    """A pattern for the runs whose method keeps importances, variants included."""
+    sections = [CONFIG, *CONFIG["datasets"].values()]
+    sections += [
+        scenario
+        for entry in sections[1:]
+        for scenario in entry.get("scenarios", {}).values()
+    ]
+    declared = {
+        name: options
+        for part in sections
+        for name, options in part.get("methods", {}).items()
+    }
+    kinds = {name: options.get("method", name) for name, options in declared.items()}
+    kinds |= {name: name for name in methods.names()}
+    names = [
+        name for name, kind in kinds.items() if methods.describe(kind).keeps_importances
+    ]
+    return "|".join(sorted(names))
+
+
+KEEPERS = f"({keepers()})(_[a-z0-9-]+)?"

@@ -10,21 +10,18 @@ rule generate_shapes:
         fingerprint=at("data/{dataset}/fingerprint.txt"),
     log:
         at("data/{dataset}.log"),
-    params:
-        settings=lambda wildcards: to_flags(CONFIG["datasets"][wildcards.dataset]["generate"]),
-        root=lambda wildcards, output: str(Path(output.fingerprint).parent),
-    threads: CONFIG["runtime"]["threads"]
     conda:
         "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    params:
+        program=program("generate_shapes.py"),
+        settings=lambda wildcards: to_flags(
+            CONFIG["datasets"][wildcards.dataset]["generate"]
+        ),
+        root=lambda wildcards, output: str(Path(output.fingerprint).parent),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/generate_shapes.py --root {params.root:q} --workers {threads}"
+        "{params.program:q} --root {params.root:q} --workers {threads}"
         " --log {log:q} {params.settings:q}"
-
-
-def index_inputs(wildcards):
-    if is_generated(wildcards.dataset):
-        return rules.generate_shapes.output.fingerprint.format(dataset=wildcards.dataset)
-    return []
 
 
 rule index:
@@ -37,25 +34,17 @@ rule index:
         at("{dataset}/logs/index.log"),
     benchmark:
         at("{dataset}/benchmarks/index.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
     params:
+        program=program("index.py"),
         settings=lambda wildcards: dataset_flags(wildcards.dataset),
         files=dataset_state,
         runtime=root_flags,
-    threads: CONFIG["runtime"]["threads"]
-    conda:
-        "../envs/ciss.yaml"
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/index.py {params.settings:q} {params.runtime:q}"
+        "{params.program:q} {params.settings:q} {params.runtime:q}"
         " --workers {threads} --output {output:q} --log {log:q}"
-
-
-def split_flags(wildcards):
-    scenario = scenario_of(wildcards)
-    steps = [0] if is_base(wildcards.track) else range(1, scenario.n_steps)
-    spelled = f"{scenario.base}-{scenario.increment}" if scenario.increment else "offline"
-    return labels_of(wildcards) + to_flags(
-        {"scenario": spelled, "setup": scenario.setup, "steps": list(steps)}
-    )
 
 
 rule split:
@@ -68,13 +57,14 @@ rule split:
         at("{dataset}/{track}/logs/split.log"),
     benchmark:
         at("{dataset}/{track}/benchmarks/split.tsv")
-    params:
-        settings=split_flags,
-        runtime=root_flags,
     conda:
         "../envs/ciss.yaml"
+    params:
+        program=program("split.py"),
+        settings=split_flags,
+        runtime=root_flags,
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/split.py --index {input:q} {params.settings:q} {params.runtime:q}"
+        "{params.program:q} --index {input:q} {params.settings:q} {params.runtime:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -89,6 +79,8 @@ rule imagenet_weights:
         backbone="resnet[0-9]+",
     conda:
         "../envs/ciss.yaml"
+    params:
+        program=program("imagenet_weights.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/imagenet_weights.py --source {wildcards.source}"
+        "{params.program:q} --source {wildcards.source}"
         " --backbone {wildcards.backbone} --output {output:q} --log {log:q}"

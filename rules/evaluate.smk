@@ -9,10 +9,16 @@ rule evaluate:
     output:
         at(paths.CONFUSION),
     log:
-        at(paths.STEP + "/logs/evaluate.log"),
+        at(f"{paths.STEP}/logs/evaluate.log"),
     benchmark:
-        at(paths.STEP + "/benchmarks/evaluate.tsv")
+        at(f"{paths.STEP}/benchmarks/evaluate.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    resources:
+        gpu=gpus_per_job(),
     params:
+        program=program("evaluate.py"),
         settings=lambda wildcards: labels_of(wildcards)
         + to_flags(
             {
@@ -22,12 +28,7 @@ rule evaluate:
         ),
         runtime=runtime_flags,
         batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
-    threads: CONFIG["runtime"]["threads"]
-    resources:
-        gpu=gpus_per_job(),
-    conda:
-        "../envs/ciss.yaml"
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/evaluate.py --model {input.model:q} --split {input.split:q}"
+        "{params.program:q} --model {input.model:q} --split {input.split:q}"
         " --step {wildcards.step} {params.settings:q} {params.runtime:q} --batch {params.batch}"
         " --output {output:q} --log {log:q}"

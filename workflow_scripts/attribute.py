@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import repository  # noqa: F401
 from torch import Tensor
 
 from ciss import scripting, splits

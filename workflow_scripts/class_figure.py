@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
+
 from ciss import figures, results, scripting
 from ciss.flags import add_option_flag, options_from
 from ciss.style import style_from_config

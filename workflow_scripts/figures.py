@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
 from matplotlib.figure import Figure
 
 from ciss import figures, results, scripting

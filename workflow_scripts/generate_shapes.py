@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
+
 from ciss import scripting
 from ciss.datasets import open_dataset
 from ciss.datasets.shapes import generate

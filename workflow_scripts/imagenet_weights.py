@@ -6,6 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import repository  # noqa: F401
 import torch
 
 from ciss import scripting

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
+
 from ciss import scripting
 from ciss.index import build_index, write_index
 from ciss.runtime import log

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
+
 from ciss import scripting, splits
 from ciss.index import read_index
 from ciss.runtime import log
@@ -17,8 +19,9 @@ def main(arguments: argparse.Namespace) -> None:
     scenario = parse_scenario(arguments.scenario, dataset.n_classes, arguments.setup)
     rows = splits.split(read_index(arguments.index), dataset, scenario, arguments.steps)
     splits.write_split(arguments.output, rows)
-    for (step, subset), count in rows.groupby(["step", "subset"]).size().items():
-        log.info("step %d: %d %s images", step, count, subset)
+    for step in arguments.steps:
+        counts = [len(splits.select(rows, step, subset)) for subset in ("train", "test")]
+        log.info("step %d: %d training and %d test images", step, *counts)
     log.info("hash %s", splits.split_hash(rows))
 
 

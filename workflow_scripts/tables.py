@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+import repository  # noqa: F401
 
 from ciss import results, scripting, tables
 from ciss.files import write_text

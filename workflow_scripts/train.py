@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
+
 from ciss import methods, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.errors import CissError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
+
 from ciss import scripting, transfer
 from ciss.attribution import load_attribution
 from ciss.checkpoint import load_model, save_model

@@ -47,12 +47,10 @@ def describe(name: str) -> Description:
     syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
     values = {}
     for node in syntax.body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in ("NEEDS_ATTRIBUTION", "OPTIONS"):
-            assert isinstance(node, ast.Assign | ast.AnnAssign)
-            assert node.value is not None
             values[target.id] = ast.literal_eval(node.value)
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
     return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"])

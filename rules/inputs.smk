@@ -1,0 +1,68 @@
+# Input functions: which artifacts a rule looks at.
+
+
+def index_inputs(wildcards):
+    if is_generated(wildcards.dataset):
+        return at(f"data/{wildcards.dataset}/fingerprint.txt")
+    return []
+
+
+def weights(wildcards):
+    """The file that the encoder starts from at step 0, or none for training from scratch."""
+    model = settings_of(wildcards)["model"]
+    match model["weights"]:
+        case "scratch":
+            return []
+        case "published" | "torchvision" as source:
+            return at(f"weights/{source}-{model['backbone']}.pth")
+        case path:
+            return path
+
+
+def previous(pattern):
+    """An input function: the artifact of the step before, under the same experiment and seed."""
+
+    def find(wildcards):
+        step = int(wildcards.step) - 1
+        return artifact(pattern, experiment_of(wildcards), wildcards.seed, step)
+
+    return find
+
+
+def previous_importances(wildcards):
+    if not experiment_of(wildcards).keeps_importances:
+        return []
+    return previous(paths.IMPORTANCES)(wildcards)
+
+
+def next_split(wildcards):
+    """The split whose images show the classes that come after the model's step."""
+    return at(paths.SPLIT.format(dataset=wildcards.dataset, track=wildcards.scenario))
+
+
+def attribution(wildcards):
+    """The attribution beside the previous model, for initialisations that look at it."""
+    if not experiment_of(wildcards).needs_attribution:
+        return []
+    return previous(paths.ATTRIBUTION)(wildcards)
+
+
+def confusions(wildcards):
+    _, seeds = REPORTS[wildcards.report]
+    return [
+        artifact(paths.CONFUSION, experiment, seed, step)
+        for experiment in report_experiments(wildcards)
+        for seed in seeds
+        for step in range(experiment.scenario.n_steps)
+    ]
+
+
+def histories(wildcards):
+    """Histories of the first step that learns new classes."""
+    _, seeds = REPORTS[wildcards.report]
+    return [
+        artifact(paths.HISTORY, experiment, seed, 1)
+        for experiment in report_experiments(wildcards)
+        for seed in seeds
+        if experiment.scenario.n_steps > 1
+    ]

@@ -1,0 +1,111 @@
+# Parameters of rules: what changes their result, and how they run (see the top of common.smk).
+
+
+def dataset_flags(dataset, order=""):
+    """Settings that say what the labels mean."""
+    entry = ciss.config.dataset_entry(CONFIG, dataset)
+    return to_flags(
+        {
+            "dataset": dataset,
+            "kind": entry["kind"],
+            "order": order or None,
+            "classes": entry.get("classes"),
+        }
+    )
+
+
+def labels_of(wildcards):
+    return dataset_flags(wildcards.dataset, scenario_of(wildcards).order)
+
+
+def split_flags(wildcards):
+    scenario = scenario_of(wildcards)
+    steps = [0] if is_base(wildcards.track) else range(1, scenario.n_steps)
+    spelled = (
+        f"{scenario.base}-{scenario.increment}" if scenario.increment else "offline"
+    )
+    return labels_of(wildcards) + to_flags(
+        {"scenario": spelled, "setup": scenario.setup, "steps": list(steps)}
+    )
+
+
+def network_flags(wildcards):
+    model = settings_of(wildcards)["model"]
+    return to_flags({name: value for name, value in model.items() if name != "weights"})
+
+
+def recipe_flags(wildcards):
+    """Settings of the training loop: those of step 0 or of the later steps."""
+    recipe = dict(settings_of(wildcards)["recipe"])
+    phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
+    return to_flags({**recipe, **phases["base" if wildcards.step == "0" else "later"]})
+
+
+def attribution_flags(wildcards):
+    chosen = settings_at(wildcards.dataset, wildcards.scenario)
+    flags = {
+        "method": chosen["attribution"]["method"],
+        "crop": chosen["recipe"]["crop"],
+    }
+    # The closed form has no steps: changing their number must not rerun it.
+    if flags["method"] == "captum":
+        flags["n_steps"] = chosen["attribution"]["steps"]
+    return to_flags(flags)
+
+
+def run_flags(wildcards):
+    """Each experiment as the scripts take it; paths would make the command too long."""
+    _, seeds = REPORTS[wildcards.report]
+    flags = []
+    for e in report_experiments(wildcards):
+        init = e.init.name if "_" in e.run else "-"
+        counts = ",".join(map(str, e.scenario.classes_per_step))
+        step_0 = f"{e.scenario.track(0)}/{e.run_at(0)}"
+        flags += [
+            "--run",
+            e.dataset,
+            e.scenario.name,
+            e.method.name,
+            init,
+            counts,
+            step_0,
+        ]
+    return flags + to_flags({"seeds": seeds})
+
+
+def root_flags(wildcards, threads):
+    return to_flags({"root": ciss.config.dataset(CONFIG, wildcards.dataset).root})
+
+
+def runtime_flags(wildcards, threads):
+    """How a job that runs the network does so, and where its data lie."""
+    runtime = CONFIG["runtime"]
+    return root_flags(wildcards, threads) + to_flags(
+        {"device": runtime["device"], "workers": runtime["workers"], "threads": threads}
+    )
+
+
+def dataset_state(wildcards):
+    """What the files of a data set are: their fingerprint, or why there is none.
+
+    Without the data a dry run still plans; anything else stops here, before any work.
+    """
+    dataset = ciss.config.dataset(CONFIG, wildcards.dataset)
+    cache_file = Path(at(paths.FINGERPRINT.format(dataset=dataset.name)))
+    try:
+        if is_generated(dataset.name):
+            return ciss.fingerprint.of_generated(dataset, cache_file)
+        return ciss.fingerprint.fingerprint(dataset, cache_file)
+    except CissError as error:
+        known = ciss.fingerprint.last_known(cache_file)
+        if known is not None:
+            return known
+        if workflow.dryrun:
+            warn_once(f"{error}\nThis is a dry run; a real one stops with this error.")
+            return "missing"
+        stop(error)
+
+
+@cache
+def warn_once(message):
+    print(f"Warning: {message}", file=sys.stderr)

@@ -1,0 +1,6 @@
+"""Importing this lets a script find `ciss` beside its folder, where it is not installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
