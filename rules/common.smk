@@ -10,6 +10,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import snakemake.cli
+
 # The library beside this file, wherever Snakemake was started.
 sys.path.insert(0, str(workflow.basedir))
 

@@ -9,36 +9,40 @@ REPORTS = {
 }
 
 
-# Rules whose names look like those of experiments.
-RULE_TARGETS = {"generate_shapes", "imagenet_weights", "train_base", "train_step"}
-# Names on the command line that spell out a default: voc_15-1_mib_mib is voc_15-1_mib.
-ALIASES = {}
+REPORTS |= {
+    name: ([experiment], CONFIG["seeds"])
+    for name, experiment in experiments.configured_experiments(CONFIG).items()
+}
 
 
-def add_experiment_reports():
-    """Make a report of every configured experiment, and of those that the command line names."""
-    for name, experiment in experiments.configured_experiments(CONFIG).items():
-        REPORTS[name] = ([experiment], CONFIG["seeds"])
-    # `snakemake --list` has no targets.
-    for target in getattr(workflow.dag_settings, "targets", []):
-        target = str(target)
-        # What has a slash is a file; what has no underscore is a rule such as `paper`.
-        if (
-            target in REPORTS
-            or "/" in target
-            or "_" not in target
-            or target in RULE_TARGETS
-        ):
+def requested_targets():
+    """What the command line asks for by name; a job that Snakemake started has only files."""
+    # Snakemake reads the targets after the Snakefile. Its own parser knows which words they are.
+    called = Path(sys.argv[0]).name
+    if not workflow.is_main_process or called not in ("snakemake", "__main__.py"):
+        return []
+    known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
+    return [name for name in known.targets if Path(name).stem == name]
+
+
+def add_requested_experiments():
+    """Make reports of the experiments that the command line names beside the configured ones.
+
+    Returns other spellings: voc_15-1_mib_mib names the default, voc_15-1_mib.
+    """
+    other_names = {}
+    rule_names = {rule.name for rule in workflow.rules}
+    for target in requested_targets():
+        if target in REPORTS or target in rule_names or Path(target).exists():
             continue
         try:
             experiment = experiments.parse_experiment(CONFIG, target)
         except CissError as error:
             stop(error)
         REPORTS[experiment.name] = ([experiment], CONFIG["seeds"])
-        ALIASES[target] = experiment.name
-
-
-add_experiment_reports()
+        if target != experiment.name:
+            other_names[target] = experiment.name
+    return other_names
 
 
 def report_files(report):

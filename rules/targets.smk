@@ -1,20 +1,26 @@
 # What can be asked for by name: every matrix and experiment of the configuration, and any other
-# experiment that the command line names. `snakemake --list` shows them.
+# experiment that the command line names. `snakemake --list` shows them. Comes last: a word on the
+# command line that is neither an experiment nor a rule is an error.
 
 
 rule paper:
-    """Tables and figures of the matrices that `paper` lists in the configuration."""
+    default_target: True
     input:
         [report_files(name) for name in CONFIG.get("paper", [])],
 
 
-for target_name in [*REPORTS, *ALIASES]:
+workflow.get_rule("paper").docstring = (
+    f"tables and figures of {', '.join(CONFIG.get('paper', []))}"
+)
+OTHER_NAMES = add_requested_experiments()
+
+for target_name in [*REPORTS, *OTHER_NAMES]:
 
     rule:
         name:
             target_name
         input:
-            report_files(ALIASES.get(target_name, target_name)),
+            report_files(OTHER_NAMES.get(target_name, target_name)),
 
 
 for target_name, (chosen, seeds) in REPORTS.items():
