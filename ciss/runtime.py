@@ -34,11 +34,14 @@ class Runtime:
 
 
 def start_logging(path: Path | None) -> None:
-    """Send log lines to standard error, and to ``path`` where one is given."""
+    """Send log lines to standard error, and to ``path`` where one is given.
+
+    The file is appended to: what an interrupted attempt wrote stays.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
+        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
     form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     for handler in handlers:
         handler.setFormatter(form)

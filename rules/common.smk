@@ -84,6 +84,11 @@ def gpus_per_job():
 
 
 @cache
+def dataset_at(name):
+    return ciss.config.dataset(CONFIG, name)
+
+
+@cache
 def experiment_at(dataset, track, run):
     """The experiment that the wildcards of a step after 0 name."""
     return experiments.parse_run(CONFIG, dataset, track, run)
@@ -97,7 +102,7 @@ def experiment_of(wildcards):
 def scenario_at(dataset, track, step_0):
     """The scenario of a track; for a base name, one that begins with these base classes."""
     if step_0:
-        return parse_base_name(track, ciss.config.dataset(CONFIG, dataset).n_classes)
+        return parse_base_name(track, dataset_at(dataset).n_classes)
     return ciss.config.scenario(CONFIG, dataset, track)
 
 

@@ -9,7 +9,9 @@ rule generate_shapes:
         val=at("data/{dataset}/splits/val.txt"),
         fingerprint=at("data/{dataset}/fingerprint.txt"),
     log:
-        at("data/{dataset}.log"),
+        at("data/logs/{dataset}.log"),
+    benchmark:
+        at("data/benchmarks/{dataset}.tsv")
     conda:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
@@ -74,6 +76,8 @@ rule imagenet_weights:
         at("weights/{source}-{backbone}.pth"),
     log:
         at("weights/logs/{source}-{backbone}.log"),
+    benchmark:
+        at("weights/benchmarks/{source}-{backbone}.tsv")
     wildcard_constraints:
         source="published|torchvision",
         backbone="resnet[0-9]+",

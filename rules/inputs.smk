@@ -58,11 +58,12 @@ def confusions(wildcards):
 
 
 def histories(wildcards):
-    """Histories of the first step that learns new classes."""
+    """Histories of the first step that learns new classes; offline, of the only one."""
     _, seeds = REPORTS[wildcards.report]
     return [
-        artifact(paths.HISTORY, experiment, seed, 1)
+        artifact(
+            paths.HISTORY, experiment, seed, min(1, experiment.scenario.n_steps - 1)
+        )
         for experiment in report_experiments(wildcards)
         for seed in seeds
-        if experiment.scenario.n_steps > 1
     ]

@@ -74,7 +74,7 @@ def run_flags(wildcards):
 
 
 def root_flags(wildcards, threads):
-    return to_flags({"root": ciss.config.dataset(CONFIG, wildcards.dataset).root})
+    return to_flags({"root": dataset_at(wildcards.dataset).root})
 
 
 def runtime_flags(wildcards, threads):
@@ -90,7 +90,7 @@ def dataset_state(wildcards):
 
     Without the data a dry run still plans; anything else stops here, before any work.
     """
-    dataset = ciss.config.dataset(CONFIG, wildcards.dataset)
+    dataset = dataset_at(wildcards.dataset)
     cache_file = Path(at(paths.FINGERPRINT.format(dataset=dataset.name)))
     try:
         if is_generated(dataset.name):
