@@ -22,7 +22,12 @@ from ciss.errors import CissError
 from ciss.names import unknown
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
 
-SCHEMA = Path(__file__).resolve().parent.parent / "schemas" / "config.schema.yaml"
+_REPOSITORY = Path(__file__).resolve().parent.parent
+SCHEMA = _REPOSITORY / "schemas" / "config.schema.yaml"
+#: one file a preset, named as the setting ``preset`` names it
+PRESETS = _REPOSITORY / "configs" / "presets"
+#: the constants in config.yaml and in the code
+DEFAULT_PRESET = "awt"
 
 #: sections that datasets and scenarios may override
 SECTIONS = ("model", "recipe", "attribution", "evaluation", "methods", "initialisations")
@@ -69,7 +74,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     unknown keys, wrong types, values out of range, unknown kinds, methods, initialisations and
     their options, scenarios that do not fit their dataset, matrices of unknown datasets.
     """
-    config = _structure_checked(config)
+    config = _structure_checked(_with_preset(config))
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
     _check_variants(config, "methods", "")
@@ -80,6 +85,22 @@ def checked(config: Mapping[str, Any]) -> Config:
         if name not in config["matrices"]:
             raise CissError(f"paper: {unknown('matrix', name, config['matrices'])}")
     return config
+
+
+def _with_preset(config: Mapping[str, Any]) -> Config:
+    name = config.get("preset", DEFAULT_PRESET)
+    if name == DEFAULT_PRESET:
+        return dict(config)
+    files = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if name not in files:
+        raise CissError(f"config: {unknown('preset', name, [DEFAULT_PRESET, *files])}")
+    preset = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    # A preset may speak of datasets that this configuration does not have.
+    known = config.get("datasets", {})
+    preset["datasets"] = {
+        key: value for key, value in preset.get("datasets", {}).items() if key in known
+    }
+    return merged(config, preset)
 
 
 def settings(config: Config, dataset: str, scenario: Scenario | None = None) -> Config:

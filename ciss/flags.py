@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         required = field.default is MISSING
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=types[field.name],
+            type=_boolean if types[field.name] is bool else types[field.name],
             required=required,
             default=None if required else field.default,
             help=field.metadata.get("help", "") + ("" if required else " (default: %(default)s)"),
@@ -44,6 +44,13 @@ def to_flags(values: Mapping[str, object]) -> list[str]:
         else:
             flags.append(str(value))
     return flags
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "false": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return words[text.lower()]
 
 
 def option_flags(options: Mapping[str, object]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import subprocess
@@ -31,6 +32,9 @@ class Runtime:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
     workers: int = field(default=0, metadata={"help": "processes that read images"})
     threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "the same bits in every run on a GPU, more slowly"}
+    )
 
 
 def start_logging(path: Path | None) -> None:
@@ -70,7 +74,11 @@ def start_torch(runtime: Runtime) -> torch.device:
                 f"runtime.device is '{name}', but PyTorch sees {found} GPUs here; set "
                 "runtime.device to auto or cpu, or run the job where a GPU is"
             )
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not runtime.deterministic
+    if runtime.deterministic:
+        # cuBLAS reads this when it starts, which is later.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     return device
 
 

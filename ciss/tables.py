@@ -36,19 +36,19 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def markdown(summary: pd.DataFrame, digits: int = 2) -> str:
+def markdown(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
     """Markdown tables, one for each dataset of ``results.summary``."""
-    return "\n".join(_markdown(table) for table in build(summary, digits))
+    return "\n".join(_markdown(table) for table in build(summary, digits, note))
 
 
-def latex(summary: pd.DataFrame, digits: int = 2) -> str:
+def latex(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
     """LaTeX tables for the package ``booktabs``, one for each dataset of ``results.summary``."""
-    return "\n".join(_latex(table) for table in build(summary, digits))
+    return "\n".join(_latex(table) for table in build(summary, digits, note))
 
 
-def text(summary: pd.DataFrame, digits: int = 2) -> str:
+def text(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
     """Aligned plain text for a terminal, one table for each dataset of ``results.summary``."""
-    return "\n".join(_text(table) for table in build(summary, digits))
+    return "\n".join(_text(table) for table in build(summary, digits, note))
 
 
 def csv(summary: pd.DataFrame) -> str:
@@ -93,11 +93,12 @@ def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> str:
     return "\n".join(parts)
 
 
-def build(summary: pd.DataFrame, digits: int = 2) -> list[Table]:
+def build(summary: pd.DataFrame, digits: int = 2, note: str = "") -> list[Table]:
     """Lay out one table for each dataset: a row a run, for each scenario a group of columns.
 
     Rows and groups keep the order in which ``summary`` first names them. A run's number of seeds
-    is in the caption where it is the same everywhere, else in a column of its own.
+    is in the caption where it is the same everywhere, else in a column of its own. ``note`` is a
+    sentence for the caption.
     """
     tables = []
     for dataset, group in summary.groupby("dataset", sort=False):
@@ -112,7 +113,8 @@ def build(summary: pd.DataFrame, digits: int = 2) -> list[Table]:
             for score in _SHOWN
         }
         title = _dataset_name(str(dataset))
-        tables.append(_table(title, _caption(group), columns, _names(group), values, digits))
+        caption = " ".join(filter(None, [_caption(group), note]))
+        tables.append(_table(title, caption, columns, _names(group), values, digits))
     return tables
 
 

@@ -25,11 +25,12 @@ rule table:
     params:
         program=program("tables.py"),
         settings=run_flags,
+        preset=CONFIG.get("preset", ciss.config.DEFAULT_PRESET),
         folder=lambda wildcards, output: str(Path(output.results).parent),
         root=lambda wildcards, threads: RESULTS,
     shell:
         "{params.program:q} --results {params.root:q} {params.settings:q}"
-        " --output {params.folder:q} --log {log:q}"
+        " --preset {params.preset:q} --output {params.folder:q} --log {log:q}"
 
 
 rule figures:

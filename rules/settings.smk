@@ -48,7 +48,7 @@ def attribution_flags(wildcards):
         "crop": chosen["recipe"]["crop"],
     }
     # The closed form has no steps: changing their number must not rerun it.
-    if flags["method"] == "captum":
+    if flags["method"] != "closed_form":
         flags["n_steps"] = chosen["attribution"]["steps"]
     return to_flags(flags)
 
@@ -81,7 +81,12 @@ def runtime_flags(wildcards, threads):
     """How a job that runs the network does so, and where its data lie."""
     runtime = CONFIG["runtime"]
     return root_flags(wildcards, threads) + to_flags(
-        {"device": runtime["device"], "workers": runtime["workers"], "threads": threads}
+        {
+            "device": runtime["device"],
+            "workers": runtime["workers"],
+            "threads": threads,
+            "deterministic": runtime.get("deterministic", False),
+        }
     )
 
 

@@ -23,14 +23,17 @@ def main(arguments: argparse.Namespace) -> None:
     results.write_table(folder / "results.csv", tidy)
     results.write_table(folder / "summary.csv", summary)
     write_text(folder / "table.csv", tables.csv(summary))
-    write_text(folder / "table.md", tables.markdown(summary) + "\n" + tables.per_step(tidy))
-    write_text(folder / "table.tex", tables.latex(summary))
-    write_text(folder / "table.txt", tables.text(summary))
-    log.info("%s", tables.text(summary))
+    note = f"Constants: preset {arguments.preset}."
+    by_step = tables.per_step(tidy)
+    write_text(folder / "table.md", f"{tables.markdown(summary, note=note)}\n{by_step}")
+    write_text(folder / "table.tex", tables.latex(summary, note=note))
+    write_text(folder / "table.txt", tables.text(summary, note=note))
+    log.info("%s", tables.text(summary, note=note))
 
 
 if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     add_run_flags(parser)
+    parser.add_argument("--preset", required=True, help="constants, for the caption")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     scripting.run(main, parser)
