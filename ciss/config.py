@@ -306,6 +306,8 @@ def _sentence(error: Any) -> str:
             return f"{where}: " + unknown("value", value, rule)
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return f"{where}: the name {value!r} is not allowed; it must match {rule}"
+        case "pattern":
+            return f"{where} is {value!r}; allowed: {error.schema.get('description', rule)}"
         case "minItems":
             return f"{where} is {value!r}; list at least {rule}"
         case "uniqueItems":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +56,39 @@ def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     scale = max(float(np.abs(theirs).max(initial=0.0)), 1e-12)
     return float(np.abs(ours - theirs).max(initial=0.0)) / scale
+
+
+def project_files() -> list[str]:
+    """Paths of all files that a clone of the repository has, changes and new files included."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a git checkout, to know which files belong to the project")
+    paths = sorted(set(listed.stdout.split("\0")) - {""})
+    # What was deleted but not committed is listed too; a link may point nowhere.
+    return [path for path in paths if os.path.lexists(REPOSITORY / path)]
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the repository's files into a new ``folder``, as a fresh clone would look."""
+    for path in project_files():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / path, target, follow_symlinks=False)
+    return folder
+
+
+def run_python(
+    *arguments: object, cwd: Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python with ``arguments`` in ``cwd``; output and errors as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache")},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
