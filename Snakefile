@@ -16,6 +16,17 @@ configfile: "config.yaml"
 report: "report/workflow.rst"
 
 
+# Seconds of work, or a network that compute nodes lack: these run where Snakemake runs.
+localrules:
+    imagenet_weights,
+    split,
+    transfer,
+    table,
+    figures,
+    class_figure,
+    paper,
+
+
 include: "rules/common.smk"
 include: "rules/reports.smk"
 include: "rules/settings.smk"

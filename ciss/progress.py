@@ -7,13 +7,13 @@ failed job leaves it alone. It names the recipe it belongs to and is never resum
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -28,7 +28,11 @@ def identity(facts: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """The progress file of one run; without a path, nothing is kept."""
+    """The progress file of one run; without a path, nothing is kept.
+
+    The file is a SHA-256 digest and what ``torch.save`` makes, whose own checksums ``torch.load``
+    does not look at: weights with a flipped bit would load.
+    """
 
     def __init__(self, path: Path | None, identity: str) -> None:
         self.path = path
@@ -38,9 +42,13 @@ class Progress:
         """Replace the saved progress; the old one stays when this fails."""
         if self.path is None:
             return
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "state": dict(state)}, buffer)
+        content = buffer.getbuffer()
         try:
-            with replacing(self.path) as temporary:
-                torch.save({"identity": self.identity, "state": dict(state)}, temporary)
+            with replacing(self.path) as temporary, temporary.open("wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
         except OSError as error:
             raise CissError(
                 f"cannot save the progress in {self.path} ({error.strerror}); the last saved "
@@ -55,19 +63,8 @@ class Progress:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            # weights_only: tensors and plain values, no code.
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            found, state = content["identity"], content["state"]
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            KeyError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-            BadZipFile,
-        ) as error:
+            found, state = _read(self.path)
+        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
             log.warning("progress %s is damaged (%s): starting anew", self.path, error)
             return None
         if found != self.identity:
@@ -80,3 +77,14 @@ class Progress:
         if self.path is not None:
             with suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the identity and the state; ``ValueError`` where the checksum differs."""
+    with path.open("rb") as file:
+        digest, content = file.read(hashlib.sha256().digest_size), file.read()
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum differs")
+    # weights_only: tensors and plain values, no code.
+    loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return loaded["identity"], loaded["state"]
