@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from ciss.errors import CissError
 
 log = logging.getLogger("ciss")
 
+#: how long before its time limit a job saves and leaves
+_MARGIN_SECONDS = 120
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,6 +36,9 @@ class Runtime:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
     workers: int = field(default=0, metadata={"help": "processes that read images"})
     threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch"})
+    minutes: float = field(
+        default=0, metadata={"help": "the job's time limit: training saves and leaves before it"}
+    )
     deterministic: bool = field(
         default=False, metadata={"help": "the same bits in every run on a GPU, more slowly"}
     )
@@ -120,10 +127,20 @@ def source_revision() -> str:
 
 
 class StopRequest:
-    """Whether a signal asked the job to save its progress and leave."""
+    """Why the job should save its progress and leave, once there is a reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float = 0) -> None:
         self.signal: str | None = None
+        # The job began before this process did, and saving takes time too.
+        seconds = 60 * minutes - min(_MARGIN_SECONDS, 30 * minutes)
+        self._deadline = time.monotonic() + seconds if minutes else float("inf")
+
+    @property
+    def reason(self) -> str | None:
+        """A signal's name, or that the time limit is near; ``None`` while all is well."""
+        if self.signal is None and time.monotonic() > self._deadline:
+            return "the time limit"
+        return self.signal
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; a second one of the same kind ends the process at once."""
@@ -133,9 +150,12 @@ class StopRequest:
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[StopRequest]:
-    """Within the block, SIGTERM, SIGINT and SIGUSR1 set a flag instead of ending the process."""
-    request = StopRequest()
+def stop_request(minutes: float = 0) -> Iterator[StopRequest]:
+    """Within the block, SIGTERM, SIGINT and SIGUSR1 ask to stop instead of ending the process.
+
+    So does a time limit of ``minutes``, shortly before it: batch systems kill without warning.
+    """
+    request = StopRequest(minutes)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, request) for number in numbers}
     try:

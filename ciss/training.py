@@ -193,17 +193,24 @@ def train(
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
             terms, small_logits = training.update(inputs, labels)
             totals.add(terms, small_logits, labels, images, indices)
-            if stop.signal is not None and training.iteration < training.iterations:
+            # After an epoch's last batch the epoch is finished first: its row belongs to it.
+            if stop.reason is not None and training.iteration % len(batches):
                 save()
-                raise InterruptedTrainingError(
-                    f"stopped by {stop.signal} after iteration {training.iteration} of "
-                    f"{training.iterations}; the progress is saved, run it again to go on"
-                )
+                raise _interruption(training, stop)
         rows.append(totals.finish(epoch, training))
         totals = EpochTotals(training)
         log.info(_epoch_line(rows[-1], training))
         save()
+        if stop.reason is not None and training.iteration < training.iterations:
+            raise _interruption(training, stop)
     return pd.DataFrame(rows)
+
+
+def _interruption(training: Training, stop: StopRequest) -> InterruptedTrainingError:
+    return InterruptedTrainingError(
+        f"stopped by {stop.reason} after iteration {training.iteration} of "
+        f"{training.iterations}; the progress is saved, run it again to go on"
+    )
 
 
 def _bar(batches: TrainingBatches, epoch: int, done: int, epochs: int) -> Iterator[LoadedBatch]:

@@ -77,14 +77,17 @@ def root_flags(wildcards, threads):
     return to_flags({"root": dataset_at(wildcards.dataset).root})
 
 
-def runtime_flags(wildcards, threads):
+def runtime_flags(wildcards, threads, resources):
     """How a job that runs the network does so, and where its data lie."""
     runtime = CONFIG["runtime"]
+    minutes = resources.get("runtime")
     return root_flags(wildcards, threads) + to_flags(
         {
             "device": runtime["device"],
             "workers": runtime["workers"],
             "threads": threads,
+            # The limit that a cluster's profile sets; a dry run does not always know it.
+            "minutes": minutes if isinstance(minutes, int) else None,
             "deterministic": runtime.get("deterministic", False),
         }
     )

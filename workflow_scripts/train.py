@@ -24,7 +24,7 @@ from ciss.methods.base import Method
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 from ciss.models.pretrained import load_imagenet
 from ciss.progress import Progress, identity
-from ciss.runtime import Runtime, log, source_revision, start_torch, stopping_on_signals
+from ciss.runtime import Runtime, log, source_revision, start_torch, stop_request
 from ciss.training import Recipe, Training, train
 
 
@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments, recipe, splits.split_hash(rows.assign(step=arguments.step, subset="train"))
     )
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
-    with stopping_on_signals() as stop:
+    with stop_request(runtime.minutes) as stop:
         history = train(training, images, runtime, progress, stop)
         metadata = {
             **about,
