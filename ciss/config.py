@@ -19,6 +19,7 @@ import yaml
 from ciss import datasets, initialisations, methods
 from ciss.datasets import Dataset
 from ciss.errors import CissError
+from ciss.flags import read_value
 from ciss.names import unknown
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
 
@@ -75,12 +76,13 @@ def checked(config: Mapping[str, Any]) -> Config:
     their options, scenarios that do not fit their dataset, matrices of unknown datasets.
     """
     config = _structure_checked(_with_preset(config))
-    for name, entry in config["datasets"].items():
-        _check_dataset(config, name, entry)
     _check_variants(config, "methods", "")
     _check_variants(config, "initialisations", "")
+    for name, entry in config["datasets"].items():
+        _check_dataset(config, name, entry)
     for name, matrix in config["matrices"].items():
         _check_matrix(config, name, matrix)
+    _check_experiments(config)
     for name in config.get("paper", []):
         if name not in config["matrices"]:
             raise CissError(f"paper: {unknown('matrix', name, config['matrices'])}")
@@ -157,7 +159,9 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
     own = dict(section.get(name, {}))
     kind = own.pop(what, name)
     if kind not in registry.names():
-        raise CissError(unknown(what, kind, [*registry.names(), *_declared(section, registry)]))
+        where = f"{what}s.{name}: " if name in section else ""
+        declared = [other for other in _declared(section, registry) if other != kind]
+        raise CissError(where + unknown(what, kind, [*registry.names(), *declared]))
     # A variant starts from what the configuration says of the method it varies.
     below = {} if kind == name else section.get(kind, {})
     defaults = registry.describe(kind).defaults
@@ -168,7 +172,10 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
             raise CissError(
                 f"{what}s.{name}: " + unknown(f"option of {what} {kind}", option, defaults)
             )
-        _check_option(f"{what}s.{name}.{option}", value, defaults[option])
+        if isinstance(value, str) and not isinstance(defaults[option], str):
+            # `--config` gives nested values as text.
+            options[option] = read_value(value)
+        _check_option(f"{what}s.{name}.{option}", options[option], defaults[option])
     return Variant(name, kind, options)
 
 
@@ -181,8 +188,8 @@ def _check_option(key: str, value: object, default: object) -> None:
         raise CissError(
             f"{key} is {value!r}, which is not a {type(default).__name__} (default: {default!r})"
         )
-    if type(value) in numbers and (value != value or value < 0):  # type: ignore[operator]
-        raise CissError(f"{key} is {value!r}; give a number from 0 on")
+    if type(value) in numbers and not 0 <= value < float("inf"):  # type: ignore[operator]
+        raise CissError(f"{key} is {value!r}; give a finite number from 0 on")
 
 
 def _declared(section: Mapping[str, Any], registry: Any) -> list[str]:
@@ -225,9 +232,11 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
 
 def _check_variants(sections: Mapping[str, Any], section: str, where: str) -> None:
     resolve = method_variant if section == "methods" else initialisation_variant
-    for name in sections.get(section, {}):
+    entries = sections.get(section, {})
+    # Variants last: a wrong option that they inherit is an error of what they vary.
+    for name in sorted(entries, key=lambda name: section.removesuffix("s") in entries[name]):
         try:
-            resolve(sections[section], name)
+            resolve(entries, name)
         except CissError as error:
             raise CissError(f"{where}{error}") from None
 
@@ -240,19 +249,41 @@ def _check_matrix(config: Config, name: str, matrix: Mapping[str, Any]) -> None:
         raise CissError(
             f"matrices.{name}.{unknown('dataset', matrix['dataset'], config['datasets'])}"
         )
+    listed: set[str] = set()
     for spelled in matrix["scenarios"]:
         for run in matrix["runs"]:
             try:
-                parse_experiment(config, f"{matrix['dataset']}_{spelled}_{run}")
+                experiment = parse_experiment(config, f"{matrix['dataset']}_{spelled}_{run}")
             except CissError as error:
                 raise CissError(f"matrices.{name}: {error}") from None
+            if experiment.name in listed:
+                raise CissError(
+                    f"matrices.{name} lists {experiment.name} twice: scenario '{spelled}' with "
+                    f"run '{run}' is another spelling of it; take one out"
+                )
+            listed.add(experiment.name)
+
+
+def _check_experiments(config: Config) -> None:
+    from ciss.experiments import parse_experiment
+
+    for name in config.get("experiments", []):
+        try:
+            parse_experiment(config, name)
+        except CissError as error:
+            raise CissError(f"experiments: {error}") from None
 
 
 def _structure_checked(config: Mapping[str, Any]) -> Config:
     import jsonschema
 
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    validator = jsonschema.Draft202012Validator(schema)
+    # JSON takes 2.0 for an integer, the scripts do not.
+    strict = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    )
+    checker = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=strict)
+    validator = checker(schema)
     result = copy.deepcopy(dict(config))
     for _ in range(100):
         errors = sorted(validator.iter_errors(result), key=lambda error: list(map(str, error.path)))
@@ -268,7 +299,7 @@ def _reread_string(config: Config, error: Any) -> bool:
     """Turn text into the number it spells: ``--config`` gives nested values as text."""
     if error.validator not in ("type", "anyOf", "enum") or not isinstance(error.instance, str):
         return False
-    value = yaml.safe_load(error.instance)
+    value = read_value(error.instance)
     if isinstance(value, str) or value is None or not error.path:
         return False
     parent: Any = config

@@ -8,6 +8,7 @@ The name of an experiment leaves the initialisation out where it is the method's
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -128,6 +129,10 @@ def offline(experiment: Experiment) -> Experiment:
 
 
 def _nearest(config: Config, name: str) -> str:
-    known = [*configured_experiments(config), *config["matrices"]]
-    near = difflib.get_close_matches(name, known, n=1)
+    # As spelled, not parsed: the names listed may themselves be what is wrong.
+    known = ["paper", *config["matrices"], *config.get("experiments", [])]
+    for entry in config["matrices"].values():
+        for scenario_name, run in itertools.product(entry["scenarios"], entry["runs"]):
+            known.append(f"{entry['dataset']}_{scenario_name}_{run}")
+    near = difflib.get_close_matches(name, [other for other in known if other != name], n=1)
     return f"; did you mean '{near[0]}'?" if near else ", such as voc_15-1_mib_awt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -72,5 +73,17 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {}
     for text in arguments.option:
         name, _, value = text.partition("=")
-        options[name] = yaml.safe_load(value)
+        options[name] = read_value(value)
     return options
+
+
+def read_value(text: str) -> Any:
+    """Read text as YAML, where it is valid; unlike there, ``1e-5`` is a number too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
