@@ -207,6 +207,7 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
         raise CissError(f"datasets.{name}.generate is for kind shapes, not for {entry['kind']}")
     opened = dataset(config, name)
     here = f"datasets.{name}."
+    _check_weights(settings(config, name)["model"], name)
     _check_variants(merged(_sections(config), _sections(entry)), "methods", here)
     _check_variants(merged(_sections(config), _sections(entry)), "initialisations", here)
     for spelled in entry.get("scenarios", {}):
@@ -228,6 +229,20 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
                 f"the same {parsed.base} base classes of {opened.n_classes}; set it under "
                 f"datasets.{name}.recipe.base"
             )
+
+
+def _check_weights(model: Mapping[str, Any], dataset_name: str) -> None:
+    where = f"model.weights of dataset '{dataset_name}' is '{model['weights']}'"
+    if model["weights"] == "published" and model["backbone"] != "resnet101":
+        raise CissError(
+            f"{where}, but only resnet101 has published weights, not {model['backbone']}; choose "
+            "torchvision (with norm: bn), scratch or the path of a file"
+        )
+    if model["weights"] == "torchvision" and model["norm"] != "bn":
+        raise CissError(
+            f"{where}, whose scales have signs that norm '{model['norm']}' cannot express; set "
+            "model.norm to bn"
+        )
 
 
 def _check_variants(sections: Mapping[str, Any], section: str, where: str) -> None:

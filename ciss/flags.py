@@ -34,9 +34,12 @@ def from_flags(arguments: argparse.Namespace, cls: type[T]) -> T:
 
 
 def to_flags(values: Mapping[str, object]) -> list[str]:
-    """Turn ``{"lr": 0.02, "classes": ["cat", "dog"]}`` into flags; ``None`` is left out."""
+    """Turn ``{"lr": 0.02, "classes": ["cat", "dog"]}`` into flags; ``None`` is left out.
+
+    They are sorted: the order of keys in a configuration is no change of its settings.
+    """
     flags: list[str] = []
-    for name, value in values.items():
+    for name, value in sorted(values.items()):
         if value is None:
             continue
         flags.append(f"--{name.replace('_', '-')}")

@@ -21,8 +21,7 @@ def local_pod(features: Tensor, teacher_features: Tensor, scales: Sequence[int] 
     The embedding of a squared map holds, for each cell of each scale, its means over width and
     its means over height; the distance is Euclidean, averaged over the batch. Pooling
     is linear, so the difference of the squares is pooled, once instead of twice. Rows and columns
-    that remain when a side is no multiple of the scale are left out; as published, cells are no
-    higher than wide, so that a map higher than wide (no crop's is) is not covered to its end.
+    that remain when a side is no multiple of the scale are left out.
     """
     difference = full_precision(features).square() - full_precision(teacher_features).square()
     pooled = [part for scale in scales for part in _pool_cells(difference, scale)]
@@ -33,8 +32,7 @@ def local_pod(features: Tensor, teacher_features: Tensor, scales: Sequence[int] 
 def _pool_cells(maps: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     """Means over the width and over the height of scale × scale cells, flat: 2 × [B, …]."""
     batch, channels, height, width = maps.shape
-    columns = width // scale
-    rows = min(columns, height // scale)
+    rows, columns = height // scale, width // scale
     cells = maps[:, :, : rows * scale, : columns * scale].reshape(
         batch, channels, scale, rows, scale, columns
     )

@@ -48,11 +48,13 @@ rule transfer:
         model=previous(paths.MODEL),
         attribution=attribution,
     output:
-        at(paths.INIT.replace("{step}", f"{{step,{STEP_AFTER_0}}}")),
+        at(paths.INIT),
     log:
         at(f"{paths.STEP}/logs/transfer.log"),
     benchmark:
         at(f"{paths.STEP}/benchmarks/transfer.tsv")
+    wildcard_constraints:
+        step=STEP_AFTER_0,
     conda:
         "../envs/ciss.yaml"
     params:

@@ -58,7 +58,7 @@ def confusions(wildcards):
 
 
 def histories(wildcards):
-    """Histories of the first step that learns new classes; offline, of the only one."""
+    """Histories of the first step that learns new classes."""
     _, seeds = REPORTS[wildcards.report]
     return [
         artifact(

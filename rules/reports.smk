@@ -49,7 +49,10 @@ def report_files(report):
     """The tables and figures of a report."""
     chosen, _ = REPORTS[report]
     folder = at(paths.REPORT.format(report=report))
-    tracks = dict.fromkeys((e.dataset, e.scenario.name) for e in chosen)
+    # Offline there are no steps to draw.
+    tracks = dict.fromkeys(
+        (e.dataset, e.scenario.name) for e in chosen if e.scenario.n_steps > 1
+    )
     return [
         f"{folder}/table.md",
         *[

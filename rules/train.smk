@@ -1,4 +1,5 @@
-# Training: step 0, which experiments share, and the steps after it.
+# Training: step 0, which experiments share, and the steps after it. Their outputs are told apart by
+# the step alone: input functions of the wrong rule would not understand the path.
 
 
 rule train_base:
@@ -7,7 +8,7 @@ rule train_base:
         split=at(paths.SPLIT),
         weights=weights,
     output:
-        model=at(paths.MODEL.replace("{step}", "{step,0}")),
+        model=at(paths.MODEL),
         history=at(paths.HISTORY),
     log:
         at(f"{paths.STEP}/logs/train.log"),
@@ -15,6 +16,7 @@ rule train_base:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
         run="ce|bce",
+        step="0",
     conda:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
@@ -45,11 +47,12 @@ rule train_base:
 
 use rule train_base as train_base_importances with:
     output:
-        model=at(paths.MODEL.replace("{step}", "{step,0}")),
+        model=at(paths.MODEL),
         history=at(paths.HISTORY),
         importances=at(paths.IMPORTANCES),
     wildcard_constraints:
         run="ce-importance",
+        step="0",
 
 
 rule train_step:
@@ -60,7 +63,7 @@ rule train_step:
         split=at(paths.SPLIT),
         importances=previous_importances,
     output:
-        model=at(paths.MODEL.replace("{step}", f"{{step,{STEP_AFTER_0}}}")),
+        model=at(paths.MODEL),
         history=at(paths.HISTORY),
     log:
         at(f"{paths.STEP}/logs/train.log"),
@@ -68,6 +71,7 @@ rule train_step:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
         run=f"(?!{KEEPERS}/)[a-z0-9-]+(_[a-z0-9-]+)?",
+        step=STEP_AFTER_0,
     conda:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
@@ -103,8 +107,9 @@ rule train_step:
 
 use rule train_step as train_step_importances with:
     output:
-        model=at(paths.MODEL.replace("{step}", f"{{step,{STEP_AFTER_0}}}")),
+        model=at(paths.MODEL),
         history=at(paths.HISTORY),
         importances=at(paths.IMPORTANCES),
     wildcard_constraints:
         run=KEEPERS,
+        step=STEP_AFTER_0,

@@ -91,4 +91,3 @@ def run_python(
         text=True,
         timeout=timeout,
     )
-

@@ -27,8 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
         "base_miou_by_step": figures.base_miou_by_step(tidy, style),
         "forgetting_by_class": figures.forgetting_by_class(tidy, style),
     }
-    step = min(1, len(runs[0].classes_per_step) - 1)
-    curves = learning_curves(arguments.results, runs, arguments.seeds, step)
+    curves = learning_curves(arguments.results, runs, arguments.seeds, step=1)
     made["learning_curve"] = figures.learning_curve(
         curves, style, y="iou_new", y_label="IoU of the new classes (%)"
     )
