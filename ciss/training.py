@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
 from ciss.loading import TrainingBatches, TrainingImages, to_network_input
-from ciss.methods.base import VOID, Batch, Method
+from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
 from ciss.models import SegmentationNetwork
 from ciss.progress import Progress
@@ -255,11 +255,10 @@ class EpochTotals:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         small_labels = F.interpolate(labels[:, None].float(), small_logits.shape[-2:])[:, 0].long()
-        # Old classes are labelled background in this step: only what is labelled counts.
-        small_labels[(small_labels == 0) & (self.new.start > 1)] = VOID
-        self.confusion += confusion_matrix(
-            small_labels, small_logits.argmax(1), len(self.confusion)
-        )
+        predicted = small_logits.argmax(1)
+        # This step's labels call old classes background: so must predictions, to be comparable.
+        predicted[predicted < self.new.start] = 0
+        self.confusion += confusion_matrix(small_labels, predicted, len(self.confusion))
         self.batches += 1
         self.images += len(indices)
         self._unchecked.append((terms, indices))
