@@ -176,6 +176,9 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
             # `--config` gives nested values as text.
             options[option] = read_value(value)
         _check_option(f"{what}s.{name}.{option}", options[option], defaults[option])
+        if isinstance(defaults[option], float):
+            # 10 and 10.0 are one setting: going from one to the other reruns nothing.
+            options[option] = float(options[option])
     return Variant(name, kind, options)
 
 

@@ -12,8 +12,8 @@ from ciss.errors import CissError
 
 SETUPS = ("overlapped", "disjoint")
 
-_BASE = re.compile(r"(?P<base>\d+)(?P<order>[a-z]?)(?:-(?P<setup>[a-z]+))?")
-_SCENARIO = re.compile(r"(?:(?P<base>\d+)-(?P<increment>\d+)|offline)(?P<order>[a-z]?)")
+_BASE = re.compile(r"(?P<base>[0-9]+)(?P<order>[a-z]?)(?:-(?P<setup>[a-z]+))?")
+_SCENARIO = re.compile(r"(?:(?P<base>[0-9]+)-(?P<increment>[0-9]+)|offline)(?P<order>[a-z]?)")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ def parse_scenario(name: str, n_classes: int, setup: str = "overlapped") -> Scen
 def parse_base_name(name: str, n_classes: int) -> Scenario:
     """Read a ``Scenario.base_name``: a scenario with that step 0, whatever follows it."""
     match = _BASE.fullmatch(name)
-    if match is None or not 1 <= int(match["base"]) <= n_classes:
-        raise CissError(f"'{name}' names no step 0 over {n_classes} classes; expected e.g. 15")
-    base = int(match["base"])
-    return Scenario(base, n_classes - base, n_classes, match["order"], match["setup"] or SETUPS[0])
+    if match is not None and 1 <= int(match["base"]) <= n_classes:
+        base, setup = int(match["base"]), match["setup"] or SETUPS[0]
+        found = Scenario(base, n_classes - base, n_classes, match["order"], setup)
+        # One spelling a step 0: 015 or 15-overlapped would be trained once more.
+        if setup in SETUPS and found.base_name == name:
+            return found
+    raise CissError(f"'{name}' names no step 0 over {n_classes} classes; expected e.g. 15")

@@ -45,7 +45,8 @@ def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParse
     start_logging(arguments.log)
     try:
         main(arguments)
-    except CissError as error:
+    except (CissError, OSError) as error:
+        # The system's refusals (a full disk, a missing file) are no defects of the code either.
         if arguments.traceback:
             raise
         log.error("error: %s", error)

@@ -1,0 +1,353 @@
+"""The configuration: what is refused and how, how its levels merge, and what its files hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import REPOSITORY
+
+from ciss import config as configuration
+from ciss.config import checked, dataset, merged, read_config, scenario, settings
+from ciss.errors import CissError
+from ciss.experiments import parse_experiment
+
+DEFAULTS: dict[str, Any] = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+SCHEMA: dict[str, Any] = yaml.safe_load(configuration.SCHEMA.read_text())
+NAN, INF = float("nan"), float("inf")
+#: a matrix that is in order, to be changed by a case
+MATRIX = {"dataset": "voc", "scenarios": ["15-1"], "runs": ["ft"]}
+
+
+def with_change(**change: Any) -> dict[str, Any]:
+    """Lay a change over config.yaml, as ``--configfile`` and ``--config`` do."""
+    return merged(DEFAULTS, change)
+
+
+def matrix(**change: Any) -> dict[str, Any]:
+    return {"matrices": {"mine": {**MATRIX, **change}}}
+
+
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    # a key that does not exist, at every level
+    ({"recpie": {}}, ["'recpie'", "did you mean 'recipe'", "evaluation"]),
+    ({"runtime": {"worker": 2}}, ["runtime", "'worker'", "'workers'"]),
+    ({"model": {"backbon": "x"}}, ["model", "'backbon'", "'backbone'"]),
+    ({"recipe": {"momentun": 0.5}}, ["recipe", "'momentun'", "'momentum'"]),
+    ({"recipe": {"base": {"epoch": 1}}}, ["recipe.base", "'epoch'", "'epochs'"]),
+    ({"attribution": {"step": 5}}, ["attribution", "'step'", "'steps'"]),
+    ({"evaluation": {"modes": 5}}, ["evaluation", "'modes'", "'mode'"]),
+    ({"figures": {"font": 5}}, ["figures", "'font'", "'font_size'"]),
+    ({"datasets": {"voc": {"rot": "x"}}}, ["datasets.voc", "'rot'", "'root'"]),
+    (
+        {"datasets": {"ade": {"recipe": {"later": {"lrr": 1}}}}},
+        ["datasets.ade.recipe.later", "'lrr'", "'lr'"],
+    ),
+    (
+        {"datasets": {"ade": {"scenarios": {"100-10": {"recipee": {}}}}}},
+        ["datasets.ade.scenarios.100-10", "'recipee'", "'recipe'"],
+    ),
+    (
+        {"datasets": {"shapes": {"generate": {"sise": 1}}}},
+        ["datasets.shapes.generate", "'sise'", "'size'"],
+    ),
+    (matrix(run=["ft"]), ["matrices.mine", "'run'", "'runs'"]),
+    ({"methods": {"mib": {"distilation": 1}}}, ["methods.mib", "'distilation'", "'distillation'"]),
+    (
+        {"initialisations": {"awt": {"fractoin": 1}}},
+        ["initialisations.awt", "'fractoin'", "'fraction'"],
+    ),
+    # a value of the wrong type
+    ({"recipe": {"batch": "many"}}, ["recipe.batch", "'many'", "integer"]),
+    ({"recipe": {"batch": 8.5}}, ["recipe.batch", "8.5", "integer"]),
+    ({"recipe": {"base": {"epochs": 2.0}}}, ["recipe.base.epochs", "2.0", "integer"]),
+    ({"recipe": {"base": {"epochs": True}}}, ["recipe.base.epochs", "True", "integer"]),
+    ({"recipe": {"base": {"lr": [0.1]}}}, ["recipe.base.lr", "[0.1]", "number"]),
+    ({"seeds": 1}, ["seeds", "1", "array"]),
+    ({"seeds": ["one"]}, ["seeds.0", "'one'", "integer"]),
+    ({"datasets": []}, ["datasets", "[]", "object"]),
+    ({"results": 3}, ["results", "3", "string"]),
+    ({"methods": {"mib": {"distillation": "strong"}}}, ["methods.mib", "'strong'", "float"]),
+    ({"methods": {"mib": {"distillation": True}}}, ["methods.mib.distillation", "True", "float"]),
+    ({"methods": {"ewc": {"normalise": 1}}}, ["methods.ewc.normalise", "1", "bool"]),
+    ({"initialisations": {"awt": {"pooling": 3}}}, ["initialisations.awt.pooling", "3", "str"]),
+    # a number out of range
+    ({"recipe": {"crop": -512}}, ["recipe.crop", "-512", "at least 16"]),
+    ({"recipe": {"weight_decay": -1}}, ["recipe.weight_decay", "-1", "at least 0"]),
+    ({"recipe": {"momentum": 1}}, ["recipe.momentum", "1", "less than 1"]),
+    ({"recipe": {"base": {"epochs": 0}}}, ["recipe.base.epochs", "0", "at least 1"]),
+    ({"recipe": {"later": {"lr": 0}}}, ["recipe.later.lr", "0", "more than 0"]),
+    ({"recipe": {"batch": 1}}, ["recipe.batch", "1", "at least 2"]),
+    ({"runtime": {"workers": -1}}, ["runtime.workers", "-1", "at least 0"]),
+    ({"seeds": [-1]}, ["seeds.0", "-1", "at least 0"]),
+    ({"methods": {"mib": {"distillation": -1}}}, ["methods.mib.distillation", "-1", "from 0"]),
+    ({"recipe": {"base": {"lr": NAN}}}, ["recipe.base.lr", "nan", "finite"]),
+    ({"recipe": {"later": {"lr": INF}}}, ["recipe.later.lr", "inf", "finite"]),
+    ({"recipe": {"later": {"lr": "nan"}}}, ["recipe.later.lr", "nan", "finite"]),
+    ({"methods": {"mib": {"distillation": NAN}}}, ["methods.mib.distillation", "nan", "number"]),
+    ({"methods": {"mib": {"distillation": INF}}}, ["methods.mib.distillation", "inf", "finite"]),
+    ({"methods": {"mib": {"distillation": "inf"}}}, ["methods.mib.distillation", "inf", "number"]),
+    # lists that are empty or name something twice
+    ({"seeds": []}, ["seeds", "[]", "at least 1"]),
+    (matrix(scenarios=[]), ["matrices.mine.scenarios", "[]", "at least 1"]),
+    (matrix(runs=[]), ["matrices.mine.runs", "[]", "at least 1"]),
+    ({"seeds": [1, 2, 1]}, ["seeds", "[1, 2, 1]", "twice"]),
+    (matrix(runs=["ft", "ft"]), ["matrices.mine.runs", "'ft'", "twice"]),
+    (matrix(runs=["mib", "mib_mib"]), ["matrices.mine", "voc_15-1_mib", "'mib_mib'", "twice"]),
+    ({"datasets": {"voc": {"classes": ["cat", "cat"]}}}, ["datasets.voc.classes", "cat", "twice"]),
+    # a word that is not one of those allowed
+    ({"model": {"backbone": "resnet102"}}, ["model.backbone", "'resnet102'", "'resnet101'"]),
+    ({"model": {"output_stride": 4}}, ["model.output_stride", "'4'", "8, 16"]),
+    ({"model": {"norm": "bm"}}, ["model.norm", "'bm'", "abn, bn, iabn"]),
+    ({"recipe": {"precision": "bf61"}}, ["recipe.precision", "'bf61'", "'bf16'"]),
+    ({"evaluation": {"mode": "crops"}}, ["evaluation.mode", "'crops'", "'crop'"]),
+    ({"attribution": {"method": "capt"}}, ["attribution.method", "'capt'", "captum"]),
+    ({"runtime": {"device": "gpu"}}, ["runtime.device", "'gpu'", "auto", "cpu", "cuda"]),
+    ({"runtime": {"gpus": "some"}}, ["runtime.gpus", "'some'", "'auto'", "integer"]),
+    ({"preset": "mbi"}, ["preset", "'mbi'", "'mib'", "awt"]),
+    ({"datasets": {"VOC": {"kind": "voc", "root": "x"}}}, ["datasets", "'VOC'", "[a-z]"]),
+    ({"datasets": {"mine": {"kind": "vco", "root": "x"}}}, ["kind", "'vco'", "'voc'"]),
+    ({"datasets": {"mine": {"root": "x"}}}, ["datasets.mine", "'kind'", "missing"]),
+    ({"datasets": {"mine": {"kind": "voc"}}}, ["datasets.mine.root", "missing", "folder"]),
+    ({"datasets": {"voc": {"classes": ["cat", "dgo"]}}}, ["voc.classes", "'dgo'", "'dog'"]),
+    ({"datasets": {"voc": {"classes": ["cat", "background"]}}}, ["voc.classes", "background"]),
+    ({"datasets": {"voc": {"generate": {"train": 2}}}}, ["datasets.voc.generate", "shapes"]),
+    ({"methods": {"mib100": {"method": "mbi"}}}, ["'mbi'", "'mib'", "plop"]),
+    ({"methods": {"mibb": {}}}, ["methods.mibb", "'mibb'", "'mib'", "plop"]),
+    ({"initialisations": {"awt50": {"initialisation": "atw"}}}, ["'atw'", "'awt'", "random"]),
+    (
+        {"datasets": {"voc": {"methods": {"mib": {"distilation": 1}}}}},
+        ["datasets.voc.methods.mib", "'distilation'", "'distillation'"],
+    ),
+    (
+        {"datasets": {"voc": {"scenarios": {"15-1": {"methods": {"mbi": {}}}}}}},
+        ["datasets.voc.scenarios.15-1.methods.mbi", "'mib'"],
+    ),
+    # scenarios
+    ({"datasets": {"voc": {"scenarios": {"15-3": {}}}}}, ["voc.scenarios", "'15-3'", "20 classes"]),
+    ({"datasets": {"voc": {"scenarios": {"fifteen": {}}}}}, ["voc.scenarios", "'fifteen'", "15-1"]),
+    ({"datasets": {"voc": {"scenarios": {"15-1z": {}}}}}, ["voc.scenarios", "'z'", "a, b, c"]),
+    ({"datasets": {"voc": {"scenarios": {"offline": {}}}}}, ["scenarios.offline", "step 0"]),
+    (
+        {"datasets": {"voc": {"scenarios": {"15-1": {"recipe": {"base": {"lr": 1}}}}}}},
+        ["datasets.voc.scenarios.15-1.recipe.base", "shared", "datasets.voc.recipe.base"],
+    ),
+    # matrices, experiments and what the paper is made of
+    (matrix(dataset="vco"), ["matrices.mine", "'vco'", "'voc'"]),
+    (matrix(scenarios=["15-3"]), ["matrices.mine", "'15-3'", "do not divide"]),
+    (matrix(scenarios=["15-1z"]), ["matrices.mine", "'z'", "a, b, c"]),
+    (matrix(runs=["mibb"]), ["matrices.mine", "'mibb'", "'mib'"]),
+    (matrix(runs=["mib_atw"]), ["matrices.mine", "'atw'", "'awt'"]),
+    (matrix(runs=["mib_awt_awt"]), ["matrices.mine", "voc_15-1_mib_awt_awt"]),
+    (matrix(scenarios=["offline"], runs=["ft_mib"]), ["matrices.mine", "voc_offline_ft"]),
+    ({"paper": ["paper_vco"]}, ["paper", "'paper_vco'", "'paper_voc'"]),
+    ({"experiments": ["voc_15-1_mbi"]}, ["experiments", "voc_15-1_mbi", "'mib'"]),
+    ({"experiments": ["voc_15-1"]}, ["experiments", "'voc_15-1'", "dataset_scenario_method"]),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG, ids=lambda value: str(value)[:70])
+def test_a_wrong_configuration_is_one_sentence(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(CissError) as raised:
+        checked(with_change(**change))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("section", ["results", "recipe", "datasets", "matrices", "figures"])
+def test_a_section_that_is_missing_is_named(section: str) -> None:
+    config = copy.deepcopy(DEFAULTS)
+    del config[section]
+    with pytest.raises(CissError, match=f"the key '{section}' is missing"):
+        checked(config)
+
+
+@pytest.mark.parametrize(
+    "path", [Path("config.yaml"), *sorted(Path("configs").rglob("*.yaml"))], ids=str
+)
+def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
+    if path.parent.name == "presets":
+        config = checked({**DEFAULTS, "preset": path.stem})
+        assert config != checked(DEFAULTS)
+        return
+    config = read_config(REPOSITORY / "config.yaml", REPOSITORY / path)
+    assert config["matrices"]
+
+
+def test_checking_changes_neither_its_argument_nor_a_valid_configuration() -> None:
+    config = copy.deepcopy(DEFAULTS)
+    assert checked(config) == DEFAULTS
+    assert config == DEFAULTS
+
+
+@pytest.mark.parametrize("text", ["", "recipe: [", "recipe: {base: }"])
+def test_a_configuration_that_is_no_yaml_or_lacks_values(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(CissError):
+        read_config(path)
+    with pytest.raises(CissError, match=r"absent\.yaml"):
+        read_config(tmp_path / "absent.yaml")
+
+
+def test_numbers_given_as_text_are_read() -> None:
+    """``--config 'recipe={batch: 8}'`` gives '8'."""
+    text = {
+        "recipe": {"batch": "8", "base": {"lr": "1e-3", "epochs": "2"}},
+        "runtime": {"gpus": "2"},
+        "seeds": ["4", "5"],
+        "model": {"output_stride": "8"},
+        "methods": {"mib": {"distillation": "5e-05"}, "ewc": {"normalise": "false"}},
+        "initialisations": {"awt": {"fraction": "0.5", "pooling": "mean"}},
+        "figures": {"width": "5"},
+    }
+    config = checked(with_change(**text))
+    assert config["recipe"]["batch"] == 8
+    assert config["recipe"]["base"] == {"lr": 0.001, "epochs": 2}
+    assert config["runtime"]["gpus"] == 2
+    assert config["seeds"] == [4, 5]
+    assert config["model"]["output_stride"] == 8
+    assert config["figures"]["width"] == 5
+    assert parse_experiment(config, "voc_15-1_mib").method.options["distillation"] == 5e-5
+    assert parse_experiment(config, "voc_15-1_ewc").method.options["normalise"] is False
+    options = parse_experiment(config, "voc_15-1_mib_awt").init.options
+    assert (options["fraction"], options["pooling"]) == (0.5, "mean")
+
+
+def test_levels_are_merged_key_by_key() -> None:
+    change = {
+        "recipe": {"crop": 256},
+        "datasets": {
+            "ade": {
+                "recipe": {"batch": 12},
+                "scenarios": {"100-10": {"recipe": {"later": {"lr": 0.5}}}},
+            }
+        },
+    }
+    config = checked(with_change(**change))
+    ade = settings(config, "ade")["recipe"]
+    assert (ade["crop"], ade["batch"], ade["momentum"]) == (256, 12, 0.9)
+    assert ade["base"] == {"epochs": 60, "lr": 0.02}
+    assert ade["later"] == {"epochs": 60, "lr": 0.001}
+    later = settings(config, "ade", scenario(config, "ade", "100-10"))["recipe"]
+    assert later["later"] == {"epochs": 60, "lr": 0.5}
+    assert settings(config, "ade", scenario(config, "ade", "100-5"))["recipe"] == ade
+    assert settings(config, "voc")["recipe"]["batch"] == DEFAULTS["recipe"]["batch"]
+
+
+@pytest.mark.parametrize("name", ["15-1", "15-1a", "15-1-disjoint", "15-1a-disjoint"])
+def test_settings_of_a_scenario_hold_for_its_orders_and_setups(name: str) -> None:
+    def recipe(*spelled: str) -> dict[str, Any]:
+        scenarios = {key: {"recipe": {"crop": 64 + n}} for n, key in enumerate(spelled)}
+        config = checked(with_change(datasets={"voc": {"scenarios": scenarios}}))
+        return settings(config, "voc", scenario(config, "voc", name))["recipe"]
+
+    assert recipe("15-1")["crop"] == 64
+    if name != "15-1":
+        assert recipe("15-1", name)["crop"] == 65
+    assert recipe("15-5", "5-1")["crop"] == 512
+
+
+def test_settings_of_a_spelled_out_scenario_hold_for_it_alone() -> None:
+    own = {"scenarios": {"15-1a": {"recipe": {"crop": 64}}}}
+    config = checked(with_change(datasets={"voc": own}))
+    crops = {
+        name: settings(config, "voc", scenario(config, "voc", name))["recipe"]["crop"]
+        for name in ("15-1", "15-1a", "15-1b", "15-1-disjoint", "offline", "offlinea")
+    }
+    assert crops.pop("15-1a") == 64
+    assert set(crops.values()) == {512}
+
+
+def test_the_published_grouping_of_ade() -> None:
+    config = checked(DEFAULTS)
+    for name in ("100-50", "100-10", "100-10-disjoint", "50-50", "100-5", "offline"):
+        chosen = settings(config, "ade", scenario(config, "ade", name))
+        grouping = chosen["initialisations"].get("awt", {}).get("grouping", "joint")
+        assert grouping == ("joint" if name in ("100-5", "offline") else "per_class"), name
+
+
+def test_a_variant_starts_from_what_it_varies() -> None:
+    change = {
+        "methods": {
+            "plop": {"distillation": 3},
+            "plop5": {"method": "plop", "compat": True},
+        },
+        "datasets": {"voc": {"methods": {"plop5": {"distillation": 7.0}}}},
+    }
+    config = checked(with_change(**change))
+    elsewhere = parse_experiment(config, "ade_100-50_plop5").method
+    assert (elsewhere.name, elsewhere.kind) == ("plop5", "plop")
+    assert (elsewhere.options["distillation"], elsewhere.options["compat"]) == (3, True)
+    assert parse_experiment(config, "voc_15-1_plop5").method.options["distillation"] == 7.0
+    assert parse_experiment(config, "voc_15-1_plop").method.options["compat"] is False
+
+
+def test_the_default_root_of_generated_images_is_in_the_results() -> None:
+    assert dataset(checked(DEFAULTS), "shapes").root == Path("results/data/shapes")
+    with_home = checked(with_change(datasets={"voc": {"root": "~/voc"}}))
+    assert dataset(with_home, "voc").root == Path.home() / "voc"
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, str(key)))
+    else:
+        yield path
+
+
+def schema_leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the schema's properties; ``*`` stands for any name, ``**`` for anything."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    for part in schema.get("allOf", []):
+        yield from schema_leaves(part, path)
+    for key, inner in schema.get("properties", {}).items():
+        yield from schema_leaves(inner, (*path, key))
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from schema_leaves(schema["additionalProperties"], (*path, "*"))
+    if not {"allOf", "properties", "additionalProperties"} & schema.keys():
+        free = schema.get("type") == "object"
+        yield (*path, "**") if free else path
+
+
+def fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if pattern and pattern[-1] == "**":
+        return fits(path[: len(pattern) - 1], pattern[:-1])
+    return len(path) == len(pattern) and all(
+        wanted in ("*", key) for key, wanted in zip(path, pattern, strict=True)
+    )
+
+
+def test_every_setting_has_a_place_in_the_schema() -> None:
+    patterns = list(schema_leaves(SCHEMA))
+    empty = {path[0] for path in leaves(DEFAULTS) if len(path) == 1}
+    for path in leaves(DEFAULTS):
+        if path == ("methods",):
+            continue  # empty: a mapping without a leaf
+        assert any(fits(path, pattern) for pattern in patterns), path
+    assert {"results", "seeds", "paper", "experiments"} <= empty
+
+
+def test_everything_in_the_schema_is_shown_in_config_yaml() -> None:
+    """Settings of a dataset or a scenario are those of the sections, which are shown once."""
+    shown = list(leaves(DEFAULTS))
+    below = {("datasets", "*", section) for section in configuration.SECTIONS}
+    below |= {("datasets", "*", "scenarios", "*", section) for section in configuration.SECTIONS}
+    for pattern in schema_leaves(SCHEMA):
+        if any(pattern[: len(part)] == part for part in below) or pattern[-1] == "**":
+            continue
+        text = (REPOSITORY / "config.yaml").read_text()
+        # A list of classes and seeds of a matrix are optional and need no default.
+        if pattern in {("datasets", "*", "classes"), ("matrices", "*", "seeds")}:
+            assert pattern[-1] in text
+            continue
+        assert any(fits(path, pattern) for path in shown), pattern

@@ -1,0 +1,169 @@
+"""Experiments' names: a grammar that is read and written alike, and what experiments share."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from helpers import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciss import config as configuration
+from ciss import datasets, initialisations, methods, paths
+from ciss.errors import CissError
+from ciss.experiments import (
+    Experiment,
+    configured_experiments,
+    matrix_experiments,
+    offline,
+    parse_experiment,
+    parse_run,
+)
+
+CONFIG = configuration.checked(yaml.safe_load((REPOSITORY / "config.yaml").read_text()))
+#: a variant of a method and of an initialisation beside the ones that the code has
+VARIED = configuration.checked(
+    configuration.merged(
+        CONFIG,
+        {
+            "methods": {"mib100": {"method": "mib", "distillation": 100}},
+            "initialisations": {"awt50": {"initialisation": "awt", "fraction": 0.5}},
+        },
+    )
+)
+
+
+@st.composite
+def names(draw: st.DrawFn) -> tuple[str, ...]:
+    """Dataset, scenario, setup's suffix, method and initialisation (or none) that fit."""
+    dataset = draw(st.sampled_from(sorted(VARIED["datasets"])))
+    n_classes = configuration.dataset(VARIED, dataset).n_classes
+    base = draw(st.integers(1, n_classes - 1))
+    left = n_classes - base
+    increment = draw(st.sampled_from([n for n in range(1, left + 1) if left % n == 0]))
+    orders = datasets.get_kind(VARIED["datasets"][dataset]["kind"]).ORDERS
+    order = draw(st.sampled_from(["", *orders]))
+    setup = draw(st.sampled_from(["", "-disjoint"]))
+    method = draw(st.sampled_from([*methods.names(), "mib100"]))
+    given_inits = [None, *initialisations.names(), "awt50", "awt-perclass"]
+    init = draw(st.sampled_from(given_inits))
+    scenario = f"{base}-{increment}{order}{setup}"
+    if draw(st.integers(0, 9)) == 0:
+        scenario, init = f"offline{order}", None
+    return (dataset, scenario, method, *([init] if init else []))
+
+
+@given(names())
+def test_a_name_can_be_read_back(parts: tuple[str, ...]) -> None:
+    experiment = parse_experiment(VARIED, "_".join(parts))
+    assert parse_experiment(VARIED, experiment.name) == experiment
+    assert parse_run(VARIED, *experiment.name.split("_", 2)) == experiment
+    default = methods.describe(experiment.method.kind).default_init
+    if parts[3:] in ((), (default,)):
+        assert experiment.name == "_".join(parts[:3])
+        assert experiment.init.name == default
+    else:
+        assert experiment.name == "_".join(parts)
+        assert experiment.init.name == parts[3]
+
+
+@given(names(), names())
+def test_step_0_is_shared_by_what_is_alike_in_it(
+    one: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    experiments = [parse_experiment(VARIED, "_".join(parts)) for parts in (one, other)]
+    models = {paths.artifact(paths.MODEL, e, 1, 0) for e in experiments}
+    alike = {(e.dataset, e.scenario.base_name, e.objective) for e in experiments}
+    assert len(models) == len(alike)
+    later = {paths.artifact(paths.MODEL, e, 1, 1) for e in experiments if e.scenario.increment}
+    assert len(later) == len({e.name for e in experiments if e.scenario.increment})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("voc_15-5_mib", "voc_15-1_mib_awt", True),
+        ("voc_15-1_ft", "voc_15-1_plop", True),
+        ("voc_15-1_ewc", "voc_15-1_pi", True),
+        ("voc_15-1_ewc", "voc_15-1_ft", False),
+        ("voc_15-1_lwf-mc", "voc_15-1_lwf", False),
+        ("voc_15-1_mib", "voc_15-1-disjoint_mib", False),
+        ("voc_15-1_mib", "voc_15-1a_mib", False),
+        ("voc_15-1_mib", "shapes_15-1_mib", False),
+        ("voc_offline_ft", "voc_offline_mib", True),
+    ],
+)
+def test_sharing_by_example(one: str, other: str, shared: bool) -> None:
+    experiments = [parse_experiment(CONFIG, name) for name in (one, other)]
+    models = {paths.artifact(paths.MODEL, e, 1, 0) for e in experiments}
+    assert (len(models) == 1) == shared
+
+
+def test_facts_that_the_rules_ask_for() -> None:
+    awt = parse_experiment(CONFIG, "voc_15-1_mib_awt")
+    assert (awt.needs_attribution, awt.keeps_importances, awt.objective) == (True, False, "ce")
+    assert (awt.run, awt.run_at(0), awt.run_at(3)) == ("mib_awt", "ce", "mib_awt")
+    ewc = parse_experiment(CONFIG, "voc_15-1_ewc")
+    assert (ewc.needs_attribution, ewc.keeps_importances) == (False, True)
+    assert ewc.run_at(0) == "ce-importance"
+    assert paths.artifact(paths.MODEL, ewc, 4, 2) == "voc/15-1/ewc/seed4/step2/model.safetensors"
+
+
+def test_options_are_those_of_the_scenario() -> None:
+    def grouping(name: str) -> object:
+        return parse_experiment(CONFIG, name).init.options["grouping"]
+
+    assert grouping("voc_15-1_mib_awt") == "joint"
+    assert grouping("voc_15-1_mib_awt-perclass") == "per_class"
+    assert grouping("ade_100-10-disjoint_mib_awt") == "per_class"
+    assert grouping("ade_100-5_mib_awt") == "joint"
+    varied = parse_experiment(VARIED, "voc_15-1_mib100_awt50")
+    assert (varied.method.kind, varied.method.options["distillation"]) == ("mib", 100)
+    assert (varied.init.kind, varied.init.options["fraction"]) == ("awt", 0.5)
+
+
+def test_offline_is_the_upper_bound_of_the_same_method() -> None:
+    upper = offline(parse_experiment(CONFIG, "voc_15-1a_mib"))
+    assert upper == parse_experiment(CONFIG, "voc_offlinea_mib")
+    assert isinstance(upper, Experiment)
+    assert upper.scenario.n_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("voc_15-1", ["dataset_scenario_method"]),
+        ("voc_15-1_mib_awt_x", ["did you mean 'voc_15-1_mib_awt'"]),
+        ("mib", ["dataset_scenario_method"]),
+        ("paper_vo", ["did you mean 'paper_voc'"]),
+        ("vco_15-1_mib", ["'vco'", "did you mean 'voc'"]),
+        ("voc_15-1_mbi", ["'mbi'", "did you mean 'mib'"]),
+        ("voc_15-1_mib_atw", ["'atw'", "did you mean 'awt'"]),
+        ("voc_15-3_mib", ["'15-3'", "20 classes"]),
+        ("voc_15-1f_mib", ["'f'", "a, b, c"]),
+        ("camvid_6-1a_mib", ["'a'", "none"]),
+        ("voc_offline_ft_mib", ["write voc_offline_ft"]),
+        ("voc_15-1-overlap_mib", ["15-1"]),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(name: str, words: list[str]) -> None:
+    with pytest.raises(CissError) as raised:
+        parse_experiment(CONFIG, name)
+    message = str(raised.value)
+    assert name in message
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_configured_experiments_are_those_of_the_matrices_and_the_list() -> None:
+    config = configuration.merged(CONFIG, {"experiments": ["voc_15-1-disjoint_mib_mib"]})
+    found = configured_experiments(config)
+    assert "voc_15-1-disjoint_mib" in found
+    for matrix, entry in config["matrices"].items():
+        experiments = list(matrix_experiments(config, matrix))
+        assert len(experiments) == len(entry["scenarios"]) * len(entry["runs"])
+        assert {e.name for e in experiments} <= found.keys()
+    assert len(found) == 1 + sum(
+        len(list(matrix_experiments(config, matrix))) for matrix in config["matrices"]
+    )

@@ -1,0 +1,144 @@
+"""The scripts by hand: their help, and errors as one line."""
+
+from __future__ import annotations
+
+import resource
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import REPOSITORY, run_python
+
+from ciss import runtime, scripting
+from ciss.errors import CissError
+
+SCRIPTS = sorted(
+    path for path in (REPOSITORY / "workflow_scripts").glob("*.py") if path.name != "repository.py"
+)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_explains_itself(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    docstring = path.read_text().partition('"""')[2].partition('"""')[0]
+    assert printed.out.startswith(f"usage: {path.name}")
+    for words in (docstring, "--log", "--traceback"):
+        assert words in printed.out
+    assert printed.err == ""
+
+
+def test_a_script_runs_from_anywhere(tmp_path: Path) -> None:
+    path = REPOSITORY / "workflow_scripts" / "train.py"
+    done = run_python(path, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--progress" in done.stdout
+
+
+def wrong_root(folder: Path) -> list[object]:
+    script = REPOSITORY / "workflow_scripts" / "index.py"
+    words = ["--dataset", "voc", "--kind", "voc", "--root", "no such folder", "--output", "index"]
+    return [script, *words, "--log", folder / "index.log"]
+
+
+def test_an_expected_error_is_one_line(tmp_path: Path) -> None:
+    done = run_python(*wrong_root(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert "error: there is no folder no such folder for dataset 'voc'" in lines[0]
+    assert (tmp_path / "index.log").read_text() == done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["index.log"]
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path: Path) -> None:
+    done = run_python(*wrong_root(tmp_path), "--traceback", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "CissError: there is no folder" in done.stderr
+
+
+def test_a_missing_argument_is_named(tmp_path: Path) -> None:
+    done = run_python(REPOSITORY / "workflow_scripts" / "split.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--index" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def run_main(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int | str | None, str]]:
+    """Run a ``main`` as a script would; its exit status and its log."""
+
+    def run(main: Callable[[Any], None], *words: str) -> tuple[int | str | None, str]:
+        log = tmp_path / "log"
+        monkeypatch.setattr(sys, "argv", ["script", "--log", str(log), *words])
+        before = list(runtime.log.handlers)
+        status: int | str | None = 0
+        try:
+            scripting.run(main, scripting.parser("Do something."))
+        except SystemExit as ended:
+            status = ended.code
+        finally:
+            for handler in set(runtime.log.handlers) - set(before):
+                runtime.log.removeHandler(handler)
+                handler.close()
+        return status, log.read_text()
+
+    return run
+
+
+def failing(error: Exception) -> Callable[[Any], None]:
+    def main(arguments: Any) -> None:
+        raise error
+
+    return main
+
+
+def test_statuses_of_a_script(run_main: Callable[..., tuple[int, str]]) -> None:
+    assert run_main(lambda arguments: None) == (0, "")
+    status, text = run_main(failing(CissError("no such class")))
+    assert status == 1
+    assert text.endswith("error: no such class\n")
+    assert text.count("\n") == 1
+    status, text = run_main(failing(ValueError("a bug")))
+    assert status == 70
+    assert "please report" in text
+    assert "ValueError: a bug" in text
+    with pytest.raises(CissError):
+        run_main(failing(CissError("no such class")), "--traceback")
+
+
+def test_what_the_system_refuses_is_one_line(
+    run_main: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    def write(arguments: Any) -> None:
+        from ciss.files import write_text
+
+        write_text(tmp_path / "table.csv", "x" * 100_000)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        status, text = run_main(write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    assert "error: " in text
+    assert "File too large" in text
+    assert "Traceback" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]
+    status, text = run_main(lambda arguments: (tmp_path / "absent").read_text())
+    assert status == 1
+    assert "absent" in text
+    assert "Traceback" not in text
