@@ -30,6 +30,8 @@ PRESETS = _REPOSITORY / "configs" / "presets"
 #: the constants in config.yaml and in the code
 DEFAULT_PRESET = "awt"
 
+#: what a generated dataset must say
+GENERATED = ("train", "val", "size", "seed")
 #: sections that datasets and scenarios may override
 SECTIONS = ("model", "recipe", "attribution", "evaluation", "methods", "initialisations")
 
@@ -184,9 +186,8 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
 
 def _check_option(key: str, value: object, default: object) -> None:
     numbers = (int, float)
-    fits = type(value) is type(default) or (
-        type(value) in numbers and type(default) in numbers and not isinstance(default, bool)
-    )
+    # A whole number where a fraction may be is fine, the reverse is not: half a bin does not exist.
+    fits = type(value) is type(default) or (type(value) is int and type(default) is float)
     if default is not None and not fits:
         raise CissError(
             f"{key} is {value!r}, which is not a {type(default).__name__} (default: {default!r})"
@@ -208,6 +209,14 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
         raise CissError(f"datasets.{name}.root is missing: give the folder that holds the dataset")
     if "generate" in entry and entry["kind"] != "shapes":
         raise CissError(f"datasets.{name}.generate is for kind shapes, not for {entry['kind']}")
+    if "generate" in entry and "root" in entry:
+        raise CissError(
+            f"datasets.{name} has root and generate, but images are generated below results; take "
+            "one of the two out"
+        )
+    missing = [key for key in GENERATED if key not in entry.get("generate", GENERATED)]
+    if missing:
+        raise CissError(f"datasets.{name}.generate: the key '{missing[0]}' is missing")
     opened = dataset(config, name)
     here = f"datasets.{name}."
     _check_weights(settings(config, name)["model"], name)

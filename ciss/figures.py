@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from ciss import results
 from ciss.datasets.base import VOID
+from ciss.datasets.voc import palette as voc_palette
 from ciss.errors import CissError
 from ciss.files import replacing
 from ciss.style import Style, pretty_name, split_run
 
 P = ParamSpec("P")
 
-_VOID_COLOUR = (224, 224, 192)
 _NOT_LEARNED = "#E8E8E8"
 _POINTS_PER_INCH = 72
 
@@ -351,20 +351,6 @@ def predictions(
     ]
     _legend_below(figure, handles, style, short=True)
     return figure
-
-
-def voc_palette() -> NDArray[np.uint8]:
-    """PASCAL VOC's colours of labels, [256, 3] uint8; 255 is void.
-
-    The bits of a label are dealt to red, green and blue in turn, lowest first, and fill each from
-    its highest bit down.
-    """
-    label = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        palette[:, bit % 3] |= ((label >> bit & 1) << 7 - bit // 3).astype(np.uint8)
-    palette[VOID] = _VOID_COLOUR
-    return palette
 
 
 def _figure(style: Style, height: float) -> Figure:

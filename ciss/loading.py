@@ -7,7 +7,9 @@ Normalisation happens on the device, in batches (``to_network_input``).
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +222,16 @@ def batches_per_epoch(n_images: int, batch: int) -> int:
 
 def to_network_input(images: Tensor) -> Tensor:
     """Normalise uint8 [B, 3, H, W] with ImageNet's statistics to float32, on its device."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = _statistics(images.device)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """``MEAN`` and ``STD`` as [3, 1, 1]; made once, as each copy to a GPU waits for its work."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    return mean, std
 
 
 def random_crop_box(rng: np.random.Generator, height: int, width: int) -> Box:
@@ -311,9 +320,20 @@ def _loader(
         collate_fn=_collate,
         pin_memory=pin,
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=_outlive_first_sigterm,
         # Its own generator: otherwise each epoch would draw from the global random state.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _outlive_first_sigterm(worker: int) -> None:
+    """Let a worker process go on after one SIGTERM; a second one ends it.
+
+    Batch systems signal every process of a job. The training process then saves its progress;
+    a worker that dies at once would break it off in the middle of an iteration.
+    """
+    del worker
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def _collate(samples: list[Sample] | CissError) -> Batch | CissError:

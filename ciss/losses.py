@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciss.methods.base import VOID
+from ciss.datasets.base import VOID
 
 
 def full_precision(values: Tensor) -> Tensor:

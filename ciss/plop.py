@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ciss.datasets.base import VOID
 from ciss.losses import full_precision
-from ciss.methods.base import VOID
 
 #: a map is pooled whole, in 2×2 and in 4×4 cells (the paper's Local POD)
 SCALES = (1, 2, 4)

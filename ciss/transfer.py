@@ -17,7 +17,7 @@ from ciss.models.network import SegmentationNetwork
 
 
 class Initialisation(Protocol):
-    """What a module of this package offers."""
+    """What a module of ``ciss.initialisations`` offers."""
 
     NEEDS_ATTRIBUTION: bool
     OPTIONS: dict[str, Any]

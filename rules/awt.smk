@@ -35,7 +35,7 @@ rule attribute:
         ),
         step=lambda wildcards: int(wildcards.step) + 1,
         runtime=runtime_flags,
-        batch=lambda wildcards, threads: CONFIG["evaluation"]["batch"],
+        batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
     shell:
         "{params.program:q} --model {input.model:q} --split {input.split:q}"
         " --step {params.step} --new-classes {params.classes} {params.settings:q}"

@@ -107,7 +107,9 @@ def dataset_state(wildcards):
     except CissError as error:
         known = ciss.fingerprint.last_known(cache_file)
         if known is not None:
-            warn_once(f"{error}\nWhat was made of it before is taken to be valid still.")
+            warn_once(
+                f"{error}\nWhat was made of it before is taken to be valid still."
+            )
             return known
         if workflow.dryrun:
             warn_once(f"{error}\nThis is a dry run; a real one stops with this error.")

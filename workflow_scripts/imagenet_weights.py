@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
+from http.client import HTTPException
 from pathlib import Path
 
 import repository  # noqa: F401
@@ -34,14 +36,20 @@ def url_of(source: str, backbone: str) -> str:
     return str(get_model_weights(backbone).DEFAULT.url)
 
 
+def checksum_in(url: str) -> str | None:
+    """Return the beginning of the file's SHA-256 where its name holds it, as torchvision's do."""
+    found = re.search(r"-([0-9a-f]{8,})\.", url.rpartition("/")[2])
+    return found[1] if found else None
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Write the file as it is; training reads either format."""
     url = url_of(arguments.source, arguments.backbone)
     log.info("downloading %s", url)
     with replacing(arguments.output) as temporary:
         try:
-            torch.hub.download_url_to_file(url, str(temporary), progress=False)
-        except OSError as error:
+            torch.hub.download_url_to_file(url, str(temporary), checksum_in(url), progress=False)
+        except (OSError, HTTPException, RuntimeError) as error:
             raise CissError(
                 f"cannot download {url} ({error}); put the file at {arguments.output} yourself, "
                 "set model.weights to its path, or train from scratch (model.weights: scratch)"

@@ -7,11 +7,13 @@ the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import repository  # noqa: F401
+import torch
 
 from ciss import methods, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
@@ -47,6 +49,8 @@ def make_method(arguments: argparse.Namespace, n_old: int, n_new: int) -> Method
     """Return the method of a later step, or step 0's training under a base objective."""
     if arguments.step == 0:
         return methods.create_base(arguments.method, n_new)
+    if arguments.importances is None and methods.describe(arguments.method).keeps_importances:
+        raise CissError(f"method {arguments.method} needs --importances of the step before")
     return methods.create(arguments.method, options_from(arguments), n_old, n_new)
 
 
@@ -70,6 +74,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Train and write the model, its history and, where the method keeps them, importances."""
     runtime, recipe = from_flags(arguments, Runtime), from_flags(arguments, Recipe)
     device = start_torch(runtime)
+    torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
     rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
     network, teacher = starting_point(arguments, arguments.new_classes)
@@ -87,6 +92,11 @@ def main(arguments: argparse.Namespace) -> None:
         )
     iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
     training = Training(network, teacher, method, recipe, iterations, device)
+    about = facts(
+        arguments, recipe, splits.split_hash(rows.assign(step=arguments.step, subset="train"))
+    )
+    # What `auto` means depends on the device: progress in another precision is another recipe's.
+    about["precision"] = str(training.dtype).removeprefix("torch.")
     log.info(
         "step %d: %s, %d images, classes %s, %d iterations on %s in %s",
         arguments.step,
@@ -95,10 +105,7 @@ def main(arguments: argparse.Namespace) -> None:
         ", ".join(dataset.classes[label] for label in new),
         iterations,
         device,
-        str(training.dtype).removeprefix("torch."),
-    )
-    about = facts(
-        arguments, recipe, splits.split_hash(rows.assign(step=arguments.step, subset="train"))
+        about["precision"],
     )
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
     with stop_request(runtime.minutes) as stop:
@@ -118,8 +125,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 def digest(arguments: argparse.Namespace) -> list[str]:
     """Return checksums of the files that a run starts from."""
-    import hashlib
-
     given = (arguments.init, arguments.teacher, arguments.importances, arguments.weights)
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in given if path is not None]
 

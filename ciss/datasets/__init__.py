@@ -6,10 +6,9 @@ A kind is found by its file's name: to add one, add a module beside ``voc.py`` t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from ciss.datasets.base import BACKGROUND, INVALID, VOID, Dataset, Kind, Listing, as_kind
 from ciss.errors import CissError
+from ciss.names import unknown
 
 __all__ = [
     "BACKGROUND",
@@ -42,7 +42,7 @@ def kinds() -> tuple[str, ...]:
 def get_kind(kind: str) -> Kind:
     """Return the module that describes ``kind``; ``CissError`` where there is none."""
     if kind not in kinds():
-        raise CissError(f"dataset kind {_unknown(kind, kinds())}")
+        raise CissError(unknown("dataset kind", kind, kinds()))
     return as_kind(importlib.import_module(f"{__name__}.{kind}"))
 
 
@@ -123,7 +123,7 @@ def _chosen_labels(name: str, described: Kind, names: Sequence[str]) -> Sequence
     for class_ in names:
         if class_ not in described.CLASSES:
             raise CissError(
-                f"datasets.{name}.classes: class {_unknown(class_, described.CLASSES[1:])}"
+                f"datasets.{name}.classes: {unknown('class', class_, described.CLASSES[1:])}"
             )
     return [described.CLASSES.index(class_) for class_ in names]
 
@@ -138,10 +138,3 @@ def _lookup(described: Kind, labels: Sequence[int], n_known: int) -> np.ndarray:
     lookup = lookup.astype(np.int16)
     lookup.setflags(write=False)
     return lookup
-
-
-def _unknown(name: str, allowed: Iterable[str]) -> str:
-    allowed = list(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"'{name}' is unknown{hint}; there are: {', '.join(allowed)}"

@@ -151,7 +151,7 @@ def _write_image(root: Path, name: str, *, size: int, seed: int) -> None:
     path = root / "JPEGImages" / f"{name}.jpg"
     Image.fromarray(image).save(path, quality=92, subsampling=0)
     palette = Image.fromarray(mask)
-    palette.putpalette(_palette().tobytes())
+    palette.putpalette(voc.palette().tobytes())
     palette.save(root / "SegmentationClassAug" / f"{name}.png")
 
 
@@ -163,16 +163,6 @@ def _write_lists(root: Path, names: list[str]) -> None:
             if name.startswith(f"{subset}_")
         ]
         (root / "splits" / file).write_text("".join(lines), encoding="utf-8")
-
-
-def _palette() -> npt.NDArray[np.uint8]:
-    """Return VOC's colours, uint8 [256, 3]: the index's bits, three a round, from the top down."""
-    index = np.arange(256)[:, None]
-    channel = np.arange(3)[None, :]
-    colours = np.zeros((256, 3), dtype=np.int64)
-    for round_ in range(8):
-        colours |= ((index >> (3 * round_ + channel)) & 1) << (7 - round_)
-    return colours.astype(np.uint8)
 
 
 def _ground(rng: np.random.Generator, size: int) -> Floats:

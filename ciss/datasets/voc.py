@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ciss.datasets.base import VOID, Listing, read_list, value_table
 from ciss.errors import CissError
 
@@ -78,6 +81,19 @@ def list_images(root: Path) -> Listing:
         f"{root} is in neither VOC layout: it has no splits/train_aug.txt and no "
         f"{_DEVKIT}/ImageSets/; see docs/data.md"
     )
+
+
+def palette() -> npt.NDArray[np.uint8]:
+    """Return VOC's colours of labels, uint8 [256, 3]; 255 is void.
+
+    The bits of a label are dealt to red, green and blue in turn, lowest first, and fill each from
+    its highest bit down.
+    """
+    label = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((label >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    return colours
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]]:

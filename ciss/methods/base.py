@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-VOID = 255
+from ciss.datasets.base import VOID as VOID
 
 
 @dataclass
