@@ -78,8 +78,8 @@ def checked(config: Mapping[str, Any]) -> Config:
     their options, scenarios that do not fit their dataset, matrices of unknown datasets.
     """
     config = _structure_checked(_with_preset(config))
-    _check_variants(config, "methods", "")
-    _check_variants(config, "initialisations", "")
+    _check_variants(config, "methods")
+    _check_variants(config, "initialisations")
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
     for name, matrix in config["matrices"].items():
@@ -154,12 +154,19 @@ def method_variant(section: Mapping[str, Any], name: str) -> Variant:
 
 def initialisation_variant(section: Mapping[str, Any], name: str) -> Variant:
     """Resolve an initialisation of an experiment's name."""
-    return _variant(section, name, "initialisation", initialisations)
+    variant = _variant(section, name, "initialisation", initialisations)
+    _check_initialisation(variant)
+    return variant
 
 
 def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) -> Variant:
     own = dict(section.get(name, {}))
     kind = own.pop(what, name)
+    if kind != name and name in registry.names():
+        raise CissError(
+            f"{what}s.{name}: '{name}' is built-in and cannot stand for '{kind}'; give the variant "
+            "another name"
+        )
     if kind not in registry.names():
         where = f"{what}s.{name}: " if name in section else ""
         declared = [other for other in _declared(section, registry) if other != kind]
@@ -194,6 +201,24 @@ def _check_option(key: str, value: object, default: object) -> None:
         )
     if type(value) in numbers and not 0 <= value < float("inf"):  # type: ignore[operator]
         raise CissError(f"{key} is {value!r}; give a finite number from 0 on")
+    if type(default) is int and value == 0:
+        raise CissError(f"{key} is 0; give a whole number of at least 1")
+
+
+def _check_initialisation(variant: Variant) -> None:
+    """Check what only ``ciss.transfer`` would notice, after step 0 was trained."""
+    where = f"initialisations.{variant.name}"
+    for option, choices in initialisations.describe(variant.kind).choices.items():
+        if variant.options[option] not in choices:
+            raise CissError(
+                f"{where}.{option}: {unknown('value', variant.options[option], choices)}"
+            )
+    fraction = variant.options.get("fraction")
+    if fraction is not None and (fraction == 0 or (fraction > 1 and fraction % 1)):
+        raise CissError(
+            f"{where}.fraction is {fraction}; give a share of the channels above 0 and up to 1, or "
+            "a whole number of channels"
+        )
 
 
 def _declared(section: Mapping[str, Any], registry: Any) -> list[str]:
@@ -220,8 +245,8 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
     opened = dataset(config, name)
     here = f"datasets.{name}."
     _check_weights(settings(config, name)["model"], name)
-    _check_variants(merged(_sections(config), _sections(entry)), "methods", here)
-    _check_variants(merged(_sections(config), _sections(entry)), "initialisations", here)
+    _check_variants(merged(_sections(config), _sections(entry)), "methods", here, config)
+    _check_variants(merged(_sections(config), _sections(entry)), "initialisations", here, config)
     for spelled in entry.get("scenarios", {}):
         try:
             parsed = scenario(config, name, spelled)
@@ -233,8 +258,8 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
                 f"settings of a scenario could apply; put them under datasets.{name}"
             )
         within = settings(config, name, parsed)
-        _check_variants(within, "methods", f"{here}scenarios.{spelled}.")
-        _check_variants(within, "initialisations", f"{here}scenarios.{spelled}.")
+        _check_variants(within, "methods", f"{here}scenarios.{spelled}.", config)
+        _check_variants(within, "initialisations", f"{here}scenarios.{spelled}.", config)
         if "base" in entry["scenarios"][spelled].get("recipe", {}):
             raise CissError(
                 f"{here}scenarios.{spelled}.recipe.base: step 0 is shared by all scenarios with "
@@ -257,13 +282,24 @@ def _check_weights(model: Mapping[str, Any], dataset_name: str) -> None:
         )
 
 
-def _check_variants(sections: Mapping[str, Any], section: str, where: str) -> None:
+def _check_variants(
+    sections: Mapping[str, Any],
+    section: str,
+    where: str = "",
+    above: Mapping[str, Any] | None = None,
+) -> None:
     resolve = method_variant if section == "methods" else initialisation_variant
     entries = sections.get(section, {})
+    everywhere = (above or {}).get(section, {})
     # Variants last: a wrong option that they inherit is an error of what they vary.
     for name in sorted(entries, key=lambda name: section.removesuffix("s") in entries[name]):
         try:
-            resolve(entries, name)
+            kind = resolve(entries, name).kind
+            if name in everywhere and resolve(everywhere, name).kind != kind:
+                raise CissError(
+                    f"{section}.{name} is '{kind}' here and '{resolve(everywhere, name).kind}' "
+                    "elsewhere; a variant is of one kind, give this one another name"
+                )
         except CissError as error:
             raise CissError(f"{where}{error}") from None
 
@@ -324,7 +360,7 @@ def _structure_checked(config: Mapping[str, Any]) -> Config:
 
 def _reread_string(config: Config, error: Any) -> bool:
     """Turn text into the number it spells: ``--config`` gives nested values as text."""
-    if error.validator not in ("type", "anyOf", "enum") or not isinstance(error.instance, str):
+    if error.validator not in ("type", "enum") or not isinstance(error.instance, str):
         return False
     value = read_value(error.instance)
     if isinstance(value, str) or value is None or not error.path:
@@ -370,8 +406,6 @@ def _sentence(error: Any) -> str:
             return f"{where} is {value!r}; list at least {rule}"
         case "uniqueItems":
             return f"{where} is {value!r}; an entry is there twice"
-        case "anyOf":
-            return f"{where} is {value!r}; allowed: {_alternatives(rule)}"
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             words = {
                 "minimum": "at least",
@@ -381,10 +415,3 @@ def _sentence(error: Any) -> str:
             }
             return f"{where} is {value!r}; it must be {words[error.validator]} {rule}"
     return f"{where}: {error.message}"
-
-
-def _alternatives(rules: list[Mapping[str, Any]]) -> str:
-    return " or ".join(
-        repr(rule["const"]) if "const" in rule else f"a value of type {rule['type']}"
-        for rule in rules
-    )

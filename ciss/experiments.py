@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ciss import initialisations, methods
 from ciss.config import (
@@ -120,12 +120,6 @@ def configured_experiments(config: Config) -> dict[str, Experiment]:
     for matrix in config["matrices"]:
         found.extend(matrix_experiments(config, matrix))
     return {experiment.name: experiment for experiment in found}
-
-
-def offline(experiment: Experiment) -> Experiment:
-    """Return the same method with all classes at once: its upper bound."""
-    n_classes = experiment.scenario.n_classes
-    return replace(experiment, scenario=replace(experiment.scenario, base=n_classes, increment=0))
 
 
 def _nearest(config: Config, name: str) -> str:

@@ -26,13 +26,15 @@ from ciss.files import write_text
 _CORNER = "truth"
 
 
-def confusion_matrix(truth: Tensor, prediction: Tensor, n_classes: int) -> Tensor:
+def confusion_matrix(
+    truth: Tensor, prediction: Tensor, n_classes: int, *, checked: bool = True
+) -> Tensor:
     """Count pixels by ground truth (rows) and prediction (columns): [n, n] int64, exact.
 
     ``truth`` and ``prediction``: integer tensors of one shape on one device, where the result
     stays. Pixels whose truth is void (255) or otherwise at least ``n_classes`` are not counted.
     Raises ``ValueError`` when the shapes differ, a prediction is no class, or there are more
-    than 255 classes.
+    than 255 classes. Without ``checked``, predictions are trusted and a GPU is not waited for.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {tuple(truth.shape)}, prediction {tuple(prediction.shape)}")
@@ -40,13 +42,19 @@ def confusion_matrix(truth: Tensor, prediction: Tensor, n_classes: int) -> Tenso
         raise ValueError(f"{VOID} is void: at most {VOID} classes, not {n_classes}")
     if not prediction.numel():
         return torch.zeros(n_classes, n_classes, dtype=torch.int64, device=truth.device)
-    lowest, highest = prediction.aminmax()
-    if lowest < 0 or highest >= n_classes:
-        raise ValueError(f"predictions {int(lowest)}..{int(highest)} for {n_classes} classes")
+    if checked:
+        lowest, highest = prediction.aminmax()
+        if lowest < 0 or highest >= n_classes:
+            raise ValueError(f"predictions {int(lowest)}..{int(highest)} for {n_classes} classes")
     # One bin more, for the pixels that are not counted: selecting the others takes longer.
     cells = n_classes**2
     cell = torch.where(truth < n_classes, truth.long() * n_classes + prediction, cells)
-    counts = torch.bincount(cell.reshape(-1), minlength=cells + 1)
+    cell = cell.reshape(-1)
+    if cell.device.type == "cpu":
+        counts = torch.bincount(cell, minlength=cells + 1)
+    else:  # bincount would wait for the GPU
+        counts = torch.zeros(cells + 1, dtype=torch.int64, device=cell.device)
+        counts.scatter_add_(0, cell, torch.ones_like(cell))
     return counts[:cells].reshape(n_classes, n_classes)
 
 

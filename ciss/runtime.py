@@ -82,6 +82,8 @@ def start_torch(runtime: Runtime) -> torch.device:
                 "runtime.device to auto or cpu, or run the job where a GPU is"
             )
         torch.backends.cudnn.benchmark = not runtime.deterministic
+        # float32 means float32; the default rounds convolutions to ten bits of mantissa.
+        torch.backends.cudnn.allow_tf32 = False
     if runtime.deterministic:
         # cuBLAS reads this when it starts, which is later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -28,7 +28,12 @@ class Scenario:
     increment: int
     n_classes: int
     order: str = ""
-    setup: str = "overlapped"
+    setup: str = SETUPS[0]
+
+    def __post_init__(self) -> None:
+        if self.increment == 0:
+            # With all classes known at step 0 no later class exists, and the setups coincide.
+            object.__setattr__(self, "setup", SETUPS[0])
 
     @property
     def n_steps(self) -> int:
@@ -77,8 +82,7 @@ class Scenario:
 
     @property
     def _setup_suffix(self) -> str:
-        # With all classes known at step 0 no later class exists, and the setups coincide.
-        return "" if self.setup == "overlapped" or self.increment == 0 else f"-{self.setup}"
+        return "" if self.setup == SETUPS[0] else f"-{self.setup}"
 
 
 def parse_scenario(name: str, n_classes: int, setup: str = "overlapped") -> Scenario:

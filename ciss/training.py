@@ -133,6 +133,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "method": self.method.state_dict(),
             "random": torch.get_rng_state(),
+            "random_device": _device_random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,6 +146,12 @@ class Training:
         on_device = {name: value.to(self.device) for name, value in state["method"].items()}
         self.method.load_state_dict(on_device)
         torch.set_rng_state(state["random"])
+        if state["random_device"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_device"], self.device)
+
+
+def _device_random_state(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def train(
@@ -258,7 +265,9 @@ class EpochTotals:
         predicted = small_logits.argmax(1)
         # This step's labels call old classes background: so must predictions, to be comparable.
         predicted[predicted < self.new.start] = 0
-        self.confusion += confusion_matrix(small_labels, predicted, len(self.confusion))
+        self.confusion += confusion_matrix(
+            small_labels, predicted, len(self.confusion), checked=False
+        )
         self.batches += 1
         self.images += len(indices)
         self._unchecked.append((terms, indices))

@@ -93,12 +93,13 @@ def runtime_flags(wildcards, threads, resources):
     )
 
 
-def dataset_state(wildcards):
+@cache
+def state_at(name):
     """What the files of a data set are: their fingerprint, or why there is none.
 
     Without the data a dry run still plans; anything else stops here, before any work.
     """
-    dataset = dataset_at(wildcards.dataset)
+    dataset = dataset_at(name)
     cache_file = Path(at(paths.FINGERPRINT.format(dataset=dataset.name)))
     try:
         if is_generated(dataset.name):
@@ -115,6 +116,10 @@ def dataset_state(wildcards):
             warn_once(f"{error}\nThis is a dry run; a real one stops with this error.")
             return "missing"
         stop(error)
+
+
+def dataset_state(wildcards):
+    return state_at(wildcards.dataset)
 
 
 @cache

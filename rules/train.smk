@@ -37,11 +37,12 @@ rule train_base:
         progress=lambda wildcards, output: str(
             Path(output.model).with_name("progress.pt")
         ),
+        data=lambda wildcards, threads: dataset_state(wildcards),
         runtime=runtime_flags,
     shell:
         "{params.program:q} --step 0 --method {wildcards.run} --seed {wildcards.seed}"
         " --split {input.split:q} --new-classes {params.classes} {params.files:q}"
-        " {params.settings:q} {params.runtime:q} --progress {params.progress:q}"
+        " {params.settings:q} {params.runtime:q} --data-state {params.data:q} --progress {params.progress:q}"
         " --output {output.model:q} --history {output.history:q} --log {log:q}"
 
 
@@ -96,12 +97,13 @@ rule train_step:
         progress=lambda wildcards, output: str(
             Path(output.model).with_name("progress.pt")
         ),
+        data=lambda wildcards, threads: dataset_state(wildcards),
         runtime=runtime_flags,
     shell:
         "{params.program:q} --step {wildcards.step} {params.method:q}"
         " --seed {wildcards.seed} --split {input.split:q} --init {input.init:q}"
         " --teacher {input.teacher:q} --new-classes {params.classes} {params.files:q}"
-        " {params.settings:q} {params.runtime:q} --progress {params.progress:q}"
+        " {params.settings:q} {params.runtime:q} --data-state {params.data:q} --progress {params.progress:q}"
         " --output {output.model:q} --history {output.history:q} --log {log:q}"
 
 

@@ -107,7 +107,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluation": {"mode": "crops"}}, ["evaluation.mode", "'crops'", "'crop'"]),
     ({"attribution": {"method": "capt"}}, ["attribution.method", "'capt'", "captum"]),
     ({"runtime": {"device": "gpu"}}, ["runtime.device", "'gpu'", "auto", "cpu", "cuda"]),
-    ({"runtime": {"gpus": "some"}}, ["runtime.gpus", "'some'", "'auto'", "integer"]),
+    ({"runtime": {"gpus": "some"}}, ["runtime.gpus", "'some'", "auto", "0, 1"]),
     ({"preset": "mbi"}, ["preset", "'mbi'", "'mib'", "awt"]),
     ({"datasets": {"VOC": {"kind": "voc", "root": "x"}}}, ["datasets", "'VOC'", "[a-z]"]),
     ({"datasets": {"mine": {"kind": "vco", "root": "x"}}}, ["kind", "'vco'", "'voc'"]),
@@ -115,8 +115,25 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"datasets": {"mine": {"kind": "voc"}}}, ["datasets.mine.root", "missing", "folder"]),
     ({"datasets": {"voc": {"classes": ["cat", "dgo"]}}}, ["voc.classes", "'dgo'", "'dog'"]),
     ({"datasets": {"voc": {"classes": ["cat", "background"]}}}, ["voc.classes", "background"]),
-    ({"datasets": {"voc": {"generate": {"train": 2}}}}, ["datasets.voc.generate", "shapes"]),
+    (
+        {"datasets": {"voc": {"generate": DEFAULTS["datasets"]["shapes"]["generate"]}}},
+        ["datasets.voc.generate", "shapes"],
+    ),
     ({"methods": {"mib100": {"method": "mbi"}}}, ["'mbi'", "'mib'", "plop"]),
+    ({"methods": {"mib": {"method": "ft"}}}, ["methods.mib", "built-in", "another name"]),
+    ({"initialisations": {"mib": {"initialisation": "awt"}}}, ["initialisations.mib", "built-in"]),
+    (
+        {
+            "methods": {"mine": {"method": "ewc"}},
+            "datasets": {"voc": {"methods": {"mine": {"method": "mib"}}}},
+        },
+        ["datasets.voc", "methods.mine", "ewc", "mib"],
+    ),
+    ({"initialisations": {"awt": {"pooling": "max"}}}, ["awt.pooling", "'max'", "max_after_mean"]),
+    ({"initialisations": {"awt": {"grouping": "class"}}}, ["awt.grouping", "per_class"]),
+    ({"initialisations": {"awt": {"fraction": 0}}}, ["awt.fraction", "0", "above 0"]),
+    ({"initialisations": {"awt": {"fraction": 2.5}}}, ["awt.fraction", "2.5", "whole"]),
+    ({"methods": {"rw": {"interval": 0}}}, ["rw.interval", "0", "at least 1"]),
     ({"methods": {"mibb": {}}}, ["methods.mibb", "'mibb'", "'mib'", "plop"]),
     ({"initialisations": {"awt50": {"initialisation": "atw"}}}, ["'atw'", "'awt'", "random"]),
     (
@@ -201,24 +218,24 @@ def test_numbers_given_as_text_are_read() -> None:
     """``--config 'recipe={batch: 8}'`` gives '8'."""
     text = {
         "recipe": {"batch": "8", "base": {"lr": "1e-3", "epochs": "2"}},
-        "runtime": {"gpus": "2"},
+        "runtime": {"gpus": "1"},
         "seeds": ["4", "5"],
         "model": {"output_stride": "8"},
         "methods": {"mib": {"distillation": "5e-05"}, "ewc": {"normalise": "false"}},
-        "initialisations": {"awt": {"fraction": "0.5", "pooling": "mean"}},
+        "initialisations": {"awt": {"fraction": "0.5", "pooling": "avg_after_mean"}},
         "figures": {"width": "5"},
     }
     config = checked(with_change(**text))
     assert config["recipe"]["batch"] == 8
     assert config["recipe"]["base"] == {"lr": 0.001, "epochs": 2}
-    assert config["runtime"]["gpus"] == 2
+    assert config["runtime"]["gpus"] == 1
     assert config["seeds"] == [4, 5]
     assert config["model"]["output_stride"] == 8
     assert config["figures"]["width"] == 5
     assert parse_experiment(config, "voc_15-1_mib").method.options["distillation"] == 5e-5
     assert parse_experiment(config, "voc_15-1_ewc").method.options["normalise"] is False
     options = parse_experiment(config, "voc_15-1_mib_awt").init.options
-    assert (options["fraction"], options["pooling"]) == (0.5, "mean")
+    assert (options["fraction"], options["pooling"]) == (0.5, "avg_after_mean")
 
 
 def test_levels_are_merged_key_by_key() -> None:

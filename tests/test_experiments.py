@@ -12,10 +12,8 @@ from ciss import config as configuration
 from ciss import datasets, initialisations, methods, paths
 from ciss.errors import CissError
 from ciss.experiments import (
-    Experiment,
     configured_experiments,
     matrix_experiments,
-    offline,
     parse_experiment,
     parse_run,
 )
@@ -120,13 +118,6 @@ def test_options_are_those_of_the_scenario() -> None:
     varied = parse_experiment(VARIED, "voc_15-1_mib100_awt50")
     assert (varied.method.kind, varied.method.options["distillation"]) == ("mib", 100)
     assert (varied.init.kind, varied.init.options["fraction"]) == ("awt", 0.5)
-
-
-def test_offline_is_the_upper_bound_of_the_same_method() -> None:
-    upper = offline(parse_experiment(CONFIG, "voc_15-1a_mib"))
-    assert upper == parse_experiment(CONFIG, "voc_offlinea_mib")
-    assert isinstance(upper, Experiment)
-    assert upper.scenario.n_steps == 1
 
 
 @pytest.mark.parametrize(

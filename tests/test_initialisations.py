@@ -9,7 +9,7 @@ import torch
 from helpers import golden_cases, load_case
 
 from ciss import initialisations, transfer
-from ciss.attribution import Attribution
+from ciss.attribution import GROUPINGS, POOLINGS, Attribution
 from ciss.errors import CissError
 from ciss.initialisations.base import Classifiers
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
@@ -88,6 +88,11 @@ def test_names_are_the_modules():
         transfer.get("zero")
     with pytest.raises(CissError, match="unknown"):
         transfer.get("base")
+
+
+def test_planning_and_attribution_know_the_same_words():
+    choices = initialisations.describe("awt").choices
+    assert choices == {"pooling": list(POOLINGS), "grouping": list(GROUPINGS)}
 
 
 @pytest.mark.parametrize("name", ["awt", "mib", "randchannels", "random"])

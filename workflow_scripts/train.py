@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import repository  # noqa: F401
 import torch
+from torch import nn
 
 from ciss import methods, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
@@ -31,14 +33,14 @@ from ciss.training import Recipe, Training, train
 
 
 def starting_point(
-    arguments: argparse.Namespace, n_base: int
+    arguments: argparse.Namespace,
 ) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
     """Return the network to train and its teacher; at step 0 a new network and none."""
     if arguments.step > 0:
         if arguments.init is None or arguments.teacher is None:
             raise CissError("a step after 0 needs --init and --teacher")
         return load_model(arguments.init)[0], load_model(arguments.teacher)[0]
-    network = SegmentationNetwork(from_flags(arguments, NetworkConfig), [1 + n_base])
+    network = SegmentationNetwork(from_flags(arguments, NetworkConfig), [1 + arguments.new_classes])
     initialise(network, arguments.seed)
     if arguments.weights is not None:
         log.info("%s", load_imagenet(network, arguments.weights))
@@ -54,19 +56,29 @@ def make_method(arguments: argparse.Namespace, n_old: int, n_new: int) -> Method
     return methods.create(arguments.method, options_from(arguments), n_old, n_new)
 
 
-def facts(arguments: argparse.Namespace, recipe: Recipe, rows_hash: str) -> dict[str, Any]:
+def importances_to(method: Method, path: Path, teacher: nn.Module, device: torch.device) -> None:
+    """Give a method the importances and the parameters of the step before, on the device."""
+    importances = load_tensors(path)[0]
+    method.load_importances(
+        {name: value.to(device) for name, value in importances.items()},
+        {name: value.to(device) for name, value in teacher.named_parameters()},
+    )
+
+
+def facts(arguments: argparse.Namespace, recipe: Recipe, rows: pd.DataFrame) -> dict[str, Any]:
     """Return what decides the result: it names the progress and goes into the model's header."""
     return {
         "dataset": arguments.dataset,
         "classes": arguments.classes,
         "order": arguments.order,
+        "data": arguments.data_state,
         "step": arguments.step,
         "method": arguments.method,
         "options": options_from(arguments),
         "seed": arguments.seed,
         "recipe": asdict(recipe),
         "network": asdict(from_flags(arguments, NetworkConfig)) if arguments.step == 0 else None,
-        "split": rows_hash,
+        "split": splits.split_hash(rows.assign(step=arguments.step, subset="train")),
     }
 
 
@@ -77,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
     rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
-    network, teacher = starting_point(arguments, arguments.new_classes)
+    network, teacher = starting_point(arguments)
     n_old = 0 if teacher is None else teacher.n_classes
     new = range(max(n_old, 1), network.n_classes)
     images = TrainingImages(
@@ -85,28 +97,15 @@ def main(arguments: argparse.Namespace) -> None:
     )
     method = make_method(arguments, n_old, network.n_classes - n_old)
     if arguments.importances is not None and teacher is not None:
-        importances = load_tensors(arguments.importances)[0]
-        method.load_importances(
-            {name: value.to(device) for name, value in importances.items()},
-            {name: value.to(device) for name, value in teacher.named_parameters()},
-        )
+        importances_to(method, arguments.importances, teacher, device)
     iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
     training = Training(network, teacher, method, recipe, iterations, device)
-    about = facts(
-        arguments, recipe, splits.split_hash(rows.assign(step=arguments.step, subset="train"))
-    )
     # What `auto` means depends on the device: progress in another precision is another recipe's.
-    about["precision"] = str(training.dtype).removeprefix("torch.")
-    log.info(
-        "step %d: %s, %d images, classes %s, %d iterations on %s in %s",
-        arguments.step,
-        arguments.method,
-        len(images),
-        ", ".join(dataset.classes[label] for label in new),
-        iterations,
-        device,
-        about["precision"],
-    )
+    precision = str(training.dtype).removeprefix("torch.")
+    about = {**facts(arguments, recipe, rows), "precision": precision}
+    names = ", ".join(dataset.classes[label] for label in new)
+    log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
+    log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
     with stop_request(runtime.minutes) as stop:
         history = train(training, images, runtime, progress, stop)
@@ -140,6 +139,9 @@ if __name__ == "__main__":
     add_option_flag(parser, "method")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--new-classes", type=int, required=True, help="classes of this step")
+    parser.add_argument(
+        "--data-state", default="", help="fingerprint of the data: progress is of these files only"
+    )
     parser.add_argument("--init", type=Path, help="widened network to start from (steps after 0)")
     parser.add_argument("--teacher", type=Path, help="model of the step before (steps after 0)")
     parser.add_argument("--weights", type=Path, help="encoder to start from (step 0)")

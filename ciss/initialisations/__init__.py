@@ -1,10 +1,10 @@
 """Initialisations of a step's new classifiers: one module each, named as experiments name them.
 
-A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its options with their defaults), both written
-as literals, and ``initialise(classifiers, options, masks, generator)``, which returns the new
-``Classifiers``. A new file in this folder is a new initialisation; nothing else needs to know of
-it. Importing this package imports no torch, as ``ciss.methods`` does not; ``ciss.transfer`` applies
-initialisations.
+A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its options with their defaults), ``CHOICES``
+where an option takes one of a few words, all written as literals, and
+``initialise(classifiers, options, masks, generator)``, which returns the new ``Classifiers``. A new
+file in this folder is a new initialisation; nothing else needs to know of it. Importing this
+package imports no torch, as ``ciss.methods`` does not; ``ciss.transfer`` applies initialisations.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from ciss.errors import CissError
 from ciss.names import unknown
 
+_FACTS = ("NEEDS_ATTRIBUTION", "OPTIONS", "CHOICES")
+
 
 @dataclass(frozen=True)
 class Description:
@@ -28,6 +30,7 @@ class Description:
     summary: str
     defaults: Mapping[str, Any]
     needs_attribution: bool
+    choices: Mapping[str, list[str]]
 
 
 @cache
@@ -45,15 +48,15 @@ def describe(name: str) -> Description:
     """
     check_name(name)
     syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
-    values = {}
+    values: dict[str, Any] = {"CHOICES": {}}
     for node in syntax.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        if isinstance(target, ast.Name) and target.id in ("NEEDS_ATTRIBUTION", "OPTIONS"):
+        if isinstance(target, ast.Name) and target.id in _FACTS:
             values[target.id] = ast.literal_eval(node.value)
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
-    return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"])
+    return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"], values["CHOICES"])
 
 
 def check_name(name: str) -> None:

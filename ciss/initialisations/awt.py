@@ -28,6 +28,11 @@ OPTIONS: dict[str, Any] = {
     # put the background's weight in the fresh one's place instead of adding it
     "replace": False,
 }
+#: options that take one of a few words
+CHOICES: dict[str, list[str]] = {
+    "pooling": ["max_after_mean", "mean_after_max", "mean_after_avg", "avg_after_mean"],
+    "grouping": ["joint", "per_class"],
+}
 
 
 def initialise(

@@ -1,0 +1,629 @@
+"""The workflow, through the real Snakemake: what it runs, what a change reruns, what it says.
+
+One tiny experiment of four runs is run once; the tables below are dry runs on its results.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import REPOSITORY, copy_project, run_python
+
+from ciss import config as configuration
+from ciss import experiments, paths
+from ciss.checkpoint import load_model
+from ciss.datasets.shapes import generate
+from ciss.metrics import read_confusion
+
+pytestmark = pytest.mark.workflow
+
+#: with a space, as a folder of a user may have one
+RESULTS = "all results"
+TINY = {
+    "results": RESULTS,
+    "runtime": {"device": "cpu", "workers": 0, "threads": 1, "gpus": 0},
+    "datasets": {
+        "shapes": {"kind": "shapes", "generate": {"train": 60, "val": 20, "size": 32, "seed": 0}},
+        # Images of the user's own, as far as the workflow can tell.
+        "own": {"kind": "voc", "root": "own images", "classes": ["cat", "dog", "bird"]},
+    },
+    "model": {
+        "backbone": "resnet18",
+        "output_stride": 16,
+        "width": 4,
+        "head_channels": 8,
+        "weights": "scratch",
+    },
+    "recipe": {
+        "crop": 32,
+        "batch": 8,
+        "base": {"epochs": 1, "lr": 0.05},
+        "later": {"epochs": 2, "lr": 0.02},
+    },
+    "matrices": {
+        "tiny": {
+            "dataset": "shapes",
+            "scenarios": ["10-5"],
+            "runs": ["ft", "mib", "mib_awt", "ewc"],
+        }
+    },
+    "paper": ["tiny"],
+}
+#: columns of every history; a method adds its other terms of the loss
+HISTORY = ["epoch", "iteration", "loss", "loss_classification", "lr", "iou_new"]
+HISTORY += ["images_per_second", "seconds", "memory_mb"]
+
+
+class Run(NamedTuple):
+    """What Snakemake did or would do."""
+
+    status: int
+    output: str
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Number of jobs by rule, from the table that Snakemake prints; empty without work."""
+        table = re.search(r"^Job stats:\n.*?^total +\d+$", self.output, re.MULTILINE | re.DOTALL)
+        if table is None:
+            assert "Nothing to be done" in self.output, self.output
+            return {}
+        rows = re.findall(r"^(\S+) +(\d+)$", table[0], re.MULTILINE)
+        return {rule: int(count) for rule, count in rows if rule != "total"}
+
+
+def snakemake(folder: Path, *arguments: object) -> Run:
+    done = run_python("-m", "snakemake", *arguments, cwd=folder)
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Let the processes of pytest-xdist enter one after the other."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def clone(shared: Path) -> Path:
+    """The repository as a fresh clone has it; not to be changed."""
+    with only_one(shared / "clone.lock"):
+        if not (shared / "a clone").is_dir():
+            copy_project(shared / "a clone")
+    return shared / "a clone"
+
+
+@pytest.fixture(scope="session")
+def finished(shared: Path, clone: Path) -> Path:
+    """A clone in which ``tiny`` and ``own_offline_ft`` have run; not to be changed.
+
+    ``run.txt`` is what Snakemake said, ``before.txt`` lists the files before it ran.
+    """
+    folder = shared / "finished run"
+    with only_one(shared / "finished.lock"):
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(clone, folder, symlinks=True)
+            generate(folder / "own images", train=24, val=8, size=32, seed=1)
+            (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+            (folder / "before.txt").write_text("")
+            (folder / "run.txt").write_text("")
+            (folder / "before.txt").write_text("\n".join(files(folder)))
+            run = tiny(folder, "--cores", 2, "tiny", "own_offline_ft", dry=False)
+            (folder / "run.txt").write_text(run.output)
+            assert run.status == 0, run.output
+            (folder / "finished").touch()
+    return folder
+
+
+@pytest.fixture
+def changed(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run in which a test may change files."""
+    return Path(shutil.copytree(finished, tmp_path / "a copy", symlinks=True))
+
+
+def tiny(folder: Path, *arguments: object, dry: bool = True) -> Run:
+    options = ["-n"] if dry else []
+    return snakemake(folder, *options, *arguments, "--configfile", "tiny.yaml")
+
+
+def files(folder: Path) -> list[str]:
+    """All files under ``folder``, but for what Python and Snakemake keep for themselves."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not {"__pycache__", ".snakemake", ".cache"} & set(path.parts)
+    )
+
+
+# --- The finished run ----------------------------------------------------------------------
+
+#: what the fixture has run; `tiny` has three steps
+EVERYTHING = {
+    "generate_shapes": 1,
+    "index": 2,
+    "split": 3,
+    "train_base": 2,
+    "train_base_importances": 1,
+    "attribute": 2,
+    "transfer": 8,
+    "train_step": 6,
+    "train_step_importances": 2,
+    "evaluate": 11,
+    "table": 2,
+    "figures": 1,
+    "class_figure": 5,
+    "tiny": 1,
+    "own_offline_ft": 1,
+}
+
+
+def test_the_run_does_each_thing_once(finished: Path) -> None:
+    run = Run(0, (finished / "run.txt").read_text())
+    assert run.jobs == EVERYTHING
+    assert "Traceback" not in run.output
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    def times() -> dict[str, int]:
+        # The fingerprints' cache may learn more with time.
+        kept = [path for path in files(finished) if not path.endswith("fingerprint.json")]
+        return {path: (finished / path).stat().st_mtime_ns for path in kept}
+
+    before = times()
+    run = tiny(finished, "--cores", 1, "tiny", "own_offline_ft", dry=False)
+    assert (run.status, run.jobs) == (0, {})
+    assert times() == before
+
+
+def test_every_job_leaves_a_log_and_a_benchmark(finished: Path) -> None:
+    output = (finished / "run.txt").read_text()
+    work = sum(EVERYTHING.values()) - 2  # the targets
+    for kind in ("log", "benchmark"):
+        listed = re.findall(rf"^ +{kind}: (.+?)(?: \(.*)?$", output, re.MULTILINE)
+        assert len(set(listed)) == work, kind
+        for path in listed:
+            assert (finished / path).is_file(), path
+            assert path.startswith(f"{RESULTS}/")
+    log = finished / RESULTS / "shapes/10-5/mib/seed1/step1/logs/train.log"
+    assert "epoch 2/2" in log.read_text()
+
+
+def test_all_is_written_in_the_results_folder_and_nothing_is_left_over(finished: Path) -> None:
+    before = (finished / "before.txt").read_text().splitlines()
+    new = [path for path in files(finished) if path not in before and path != "finished"]
+    assert [path for path in new if not path.startswith(f"{RESULTS}/")] == []
+    assert [path for path in new if re.search(r"partial|progress|/\.|\.tmp", path)] == []
+
+
+def test_histories_have_a_row_an_epoch(finished: Path) -> None:
+    found = list((finished / RESULTS).rglob("history.csv"))
+    assert len(found) == 11
+    for path in found:
+        history = pd.read_csv(path)
+        step = int(path.parent.name.removeprefix("step"))
+        epochs = TINY["recipe"]["later" if step else "base"]["epochs"]
+        assert history["epoch"].tolist() == list(range(1, epochs + 1)), path
+        terms = [name for name in history.columns if name not in HISTORY]
+        assert [name for name in history.columns if name in HISTORY] == HISTORY
+        method = path.parts[-4]
+        expected = {"ewc": ["loss_penalty"], "mib": ["loss_distillation"]}
+        assert terms == (expected.get(method.partition("_")[0], []) if step else []), path
+
+
+def test_models_name_their_classes_recipe_and_source(finished: Path) -> None:
+    folder = finished / RESULTS / "shapes" / "10-5" / "mib_awt" / "seed1"
+    for step, n_classes in ((1, 16), (2, 21)):
+        network, metadata = load_model(folder / f"step{step}" / "model.safetensors")
+        assert network.n_classes == len(metadata["classes"]) == n_classes
+        assert metadata["classes"][:2] == ["background", "red-disc"]
+        assert metadata["recipe"]["lr"] == 0.02
+        assert metadata["recipe"]["epochs"] == 2
+        assert (metadata["method"], metadata["seed"], metadata["step"]) == ("mib", 1, step)
+        assert metadata["source"]
+        confusion = read_confusion(folder / f"step{step}" / "confusion.csv")
+        assert list(confusion.class_names) == metadata["classes"]
+        assert confusion.metadata["model"] == metadata
+
+
+def test_the_report_has_its_tables_and_figures(finished: Path) -> None:
+    report = finished / RESULTS / "reports" / "tiny"
+    table = (report / "table.md").read_text()
+    assert all(name in table for name in ("FT", "MiB", "AWT", "EWC"))
+    figures = {path.name for path in (report / "figures" / "shapes_10-5").glob("*.pdf")}
+    expected = {f"{name}.pdf" for name in paths.SCENARIO_FIGURES}
+    expected |= {f"classes_{run}.pdf" for run in ("ft", "mib", "mib_awt", "ewc")}
+    assert figures == expected
+
+
+# --- What a change reruns ------------------------------------------------------------------
+
+#: from the confusion matrices on
+REPORT = {"table": 1, "figures": 1, "class_figure": 4, "tiny": 1}
+#: all that depends on step 0
+FROM_STEP_0 = {
+    "attribute": 2,
+    "transfer": 8,
+    "train_step": 6,
+    "train_step_importances": 2,
+    "evaluate": 10,
+    **REPORT,
+}
+TRAINED_ANEW = {"train_base": 1, "train_base_importances": 1, **FROM_STEP_0}
+#: the first attribution stays: its model is step 0's
+FROM_STEP_1 = {**FROM_STEP_0, "attribute": 1, "transfer": 4, "evaluate": 8}
+FROM_TRANSFER_OF_AWT = {"attribute": 1, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT}
+FROM_MIB = {"attribute": 1, "transfer": 2, "train_step": 4, "evaluate": 4, **REPORT}
+
+SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
+    "nothing": ("seeds=[1]", {}),
+    "awt fraction": ("initialisations={awt: {fraction: 0.5}}", FROM_TRANSFER_OF_AWT),
+    "awt pooling": ("initialisations={awt: {pooling: avg_after_mean}}", FROM_TRANSFER_OF_AWT),
+    "awt of another scenario": (
+        "datasets={shapes: {scenarios: {15-5: {initialisations: {awt: {fraction: 0.5}}}}}}",
+        {},
+    ),
+    "mib distillation": ("methods={mib: {distillation: 20}}", FROM_MIB),
+    "mib distillation as it is": ("methods={mib: {distillation: 10}}", {}),
+    "ewc importance": (
+        "methods={ewc: {importance: 5}}",
+        {"transfer": 1, "train_step_importances": 2, "evaluate": 2, **REPORT},
+    ),
+    "base lr": ("recipe={base: {lr: 0.1}}", TRAINED_ANEW),
+    "base epochs": ("recipe={base: {epochs: 2}}", TRAINED_ANEW),
+    "later lr": ("recipe={later: {lr: 0.1}}", FROM_STEP_1),
+    "later epochs": ("recipe={later: {epochs: 1}}", FROM_STEP_1),
+    "later lr of the scenario": (
+        "datasets={shapes: {scenarios: {10-5: {recipe: {later: {lr: 0.1}}}}}}",
+        FROM_STEP_1,
+    ),
+    "lr of another data set": ("datasets={own: {recipe: {base: {lr: 0.1}}}}", {}),
+    "seed": ("seeds=[2]", TRAINED_ANEW),
+    "one more seed": ("seeds=[1, 2]", TRAINED_ANEW),
+    "crop": ("recipe={crop: 48}", TRAINED_ANEW),
+    "width": ("model={width: 5}", TRAINED_ANEW),
+    "evaluation mode": ("evaluation={mode: full}", {"evaluate": 10, **REPORT}),
+    "evaluation batch": ("evaluation={batch: 2}", {}),
+    "attribution method": (
+        "attribution={method: captum}",
+        {"attribute": 2, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT},
+    ),
+    "captum's steps, which are not taken": ("attribution={steps: 5}", {}),
+    "figures": ("figures={dpi: 100}", {"figures": 1, "class_figure": 4, "tiny": 1}),
+    "workers": ("runtime={workers: 3}", {}),
+    "device": ("runtime={device: auto}", {}),
+    "threads": ("runtime={threads: 2}", {}),
+    "gpus": ("runtime={gpus: 1}", {}),
+    "one more run": (
+        "matrices={tiny: {runs: [ft, mib, mib_awt, ewc, lwf]}}",
+        {"transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, "class_figure": 5},
+    ),
+    "one run less": ("matrices={tiny: {runs: [ft, mib, mib_awt]}}", {**REPORT, "class_figure": 3}),
+    "images generated anew": (
+        "datasets={shapes: {generate: {seed: 1}}}",
+        {"generate_shapes": 1, "index": 1, "split": 2, **TRAINED_ANEW},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_reruns_what_it_changes(name: str, finished: Path) -> None:
+    change, expected = SETTINGS[name]
+    run = tiny(finished, "tiny", "--cores", 2, "--config", change)
+    assert run.status == 0, run.output
+    assert run.jobs == expected
+
+
+def test_settings_of_a_second_file_lie_over_those_of_the_first(finished: Path) -> None:
+    (finished / "above.yaml").write_text("figures: {dpi: 100}\n")
+    run = snakemake(finished, "-n", "tiny", "--configfile", "tiny.yaml", "above.yaml")
+    (finished / "above.yaml").unlink()
+    assert run.jobs == SETTINGS["figures"][1]
+
+
+OWN_ANEW = {"index": 1, "split": 1, "train_base": 1, "evaluate": 1, "table": 1}
+OWN_ANEW |= {"class_figure": 1, "own_offline_ft": 1}
+
+
+def exchange_mask(folder: Path) -> None:
+    """Put another mask in place of one, with its size and time stamp unchanged or not."""
+    masks = sorted((folder / "SegmentationClassAug").iterdir())
+    shutil.copyfile(masks[1], masks[0])
+
+
+def touch_all(folder: Path) -> None:
+    for path in folder.rglob("*.*"):
+        path.touch()
+
+
+def shorten_list(folder: Path) -> None:
+    path = folder / "splits" / "train_aug.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def exchange_image(folder: Path) -> None:
+    images = sorted((folder / "JPEGImages").iterdir())
+    shutil.copyfile(images[1], images[0])
+
+
+DATA: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "mask exchanged": (exchange_mask, True),
+    "image exchanged": (exchange_image, True),
+    "list shortened": (shorten_list, True),
+    "touched": (touch_all, False),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_own_files_that_change_are_noticed(name: str, changed: Path) -> None:
+    change, matters = DATA[name]
+    change(changed / "own images")
+    assert tiny(changed, "own_offline_ft").jobs == (OWN_ANEW if matters else {})
+
+
+@pytest.mark.parametrize("name", ["mask exchanged", "touched"])
+def test_generated_files_that_change_are_noticed(name: str, changed: Path) -> None:
+    change, matters = DATA[name]
+    change(changed / RESULTS / "data" / "shapes")
+    expected = {"index": 1, "split": 2, **TRAINED_ANEW} if matters else {}
+    assert tiny(changed, "tiny").jobs == expected
+
+
+def test_a_data_set_that_moved_reruns_nothing(changed: Path, tmp_path: Path) -> None:
+    (changed / "own images").rename(tmp_path / "elsewhere")
+    root = f"datasets={{own: {{root: {tmp_path / 'elsewhere'}}}}}"
+    assert tiny(changed, "own_offline_ft", "--config", root).jobs == {}
+
+
+def test_a_project_that_moved_reruns_nothing(changed: Path) -> None:
+    assert tiny(changed, "tiny", "own_offline_ft").jobs == {}
+
+
+def test_a_data_set_that_was_taken_away_does_not_undo_results(changed: Path) -> None:
+    shutil.rmtree(changed / "own images")
+    run = tiny(changed, "own_offline_ft", "--cores", 1, dry=False)
+    assert (run.status, run.jobs) == (0, {})
+
+
+def test_a_finished_run_does_without_what_lies_between(changed: Path) -> None:
+    run = changed / RESULTS / "shapes/10-5/mib_awt/seed1"
+    for path in ("step1/init.safetensors", "step1/attribution_10-5.safetensors"):
+        (run / path).unlink()
+    for step in ("step1", "step2"):
+        (run / step / "model.safetensors").unlink()
+        (run / step / "confusion.csv").unlink()
+    assert tiny(changed, "tiny").jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("deleted", "expected"),
+    [
+        (["confusion.csv"], {"evaluate": 1}),
+        (["confusion.csv", "model.safetensors"], {"train_step": 1, "evaluate": 1}),
+    ],
+    ids=["confusion", "model too"],
+)
+def test_what_is_deleted_is_made_again_when_asked_for(
+    deleted: list[str], expected: dict[str, int], changed: Path
+) -> None:
+    step = f"{RESULTS}/shapes/10-5/mib_awt/seed1/step2"
+    for name in deleted:
+        (changed / step / name).unlink()
+    assert tiny(changed, f"{step}/confusion.csv").jobs == expected
+
+
+def test_a_job_that_fails_says_why_and_the_others_go_on(changed: Path) -> None:
+    model = changed / RESULTS / "shapes" / "10-5" / "mib" / "seed1" / "step2" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    for run in ("mib", "ft"):
+        (changed / RESULTS / f"shapes/10-5/{run}/seed1/step2/confusion.csv").unlink()
+    done = tiny(changed, "tiny", "--cores", 2, dry=False)
+    assert done.status == 1
+    assert "error: " in done.output
+    assert "is damaged: its checksum differs" in done.output
+    assert "Traceback" not in done.output
+    assert (changed / RESULTS / "shapes/10-5/ft/seed1/step2/confusion.csv").is_file()
+
+
+# --- What experiments share ----------------------------------------------------------------
+
+
+def trainings(jobs: dict[str, int]) -> int:
+    return sum(count for rule, count in jobs.items() if rule.startswith("train_"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["voc_15-1_ft", "voc_15-1_mib", "voc_15-1_mib_awt"], {"train_base": 1, "train_step": 15}),
+        (["voc_15-5_mib", "voc_15-1_mib"], {"train_base": 1, "train_step": 6}),
+        (["voc_15-1_mib", "voc_15-1-disjoint_mib"], {"train_base": 2, "train_step": 10}),
+        (
+            ["voc_15-1_ewc", "voc_15-1_rw", "voc_15-1_pi", "voc_15-5_pi_awt"],
+            {"train_base_importances": 1, "train_step_importances": 16},
+        ),
+        (
+            ["voc_15-5_ft", "voc_15-5_ewc", "voc_15-5_lwf-mc"],
+            {"train_base": 2, "train_base_importances": 1}
+            | {"train_step": 2, "train_step_importances": 1},
+        ),
+        (["voc_offline_ft", "voc_offline_mib"], {"train_base": 1}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_step_0_is_shared(targets: list[str], expected: dict[str, int], clone: Path) -> None:
+    run = snakemake(clone, "-n", *targets)
+    assert run.status == 0, run.output
+    found = {rule: count for rule, count in run.jobs.items() if rule.startswith("train_")}
+    assert found == expected
+
+
+def paper() -> Counter[str]:
+    """Trainings of each experiment of ``snakemake paper``, alone."""
+    config = configuration.read_config(REPOSITORY / "config.yaml")
+    needed: Counter[str] = Counter()
+    for matrix in config["paper"]:
+        seeds = len(experiments.matrix_seeds(config, matrix))
+        for experiment in experiments.matrix_experiments(config, matrix):
+            needed[experiment.name] = experiment.scenario.n_steps * seeds
+    return needed
+
+
+def paper_shared() -> int:
+    """Trainings of ``snakemake paper``: as many as there are different models."""
+    config = configuration.read_config(REPOSITORY / "config.yaml")
+    return len(
+        {
+            paths.artifact(paths.MODEL, experiment, seed, step)
+            for matrix in config["paper"]
+            for seed in experiments.matrix_seeds(config, matrix)
+            for experiment in experiments.matrix_experiments(config, matrix)
+            for step in range(experiment.scenario.n_steps)
+        }
+    )
+
+
+def test_the_paper_trains_each_model_once(clone: Path) -> None:
+    run = snakemake(clone, "-n", "paper")
+    assert run.status == 0, run.output
+    assert trainings(run.jobs) == paper_shared() < paper().total()
+
+
+@pytest.mark.parametrize("name", ["voc_15-1_mib_awt", "ade_100-50_ft"])
+def test_an_experiment_alone_trains_all_its_steps(name: str, clone: Path) -> None:
+    assert trainings(snakemake(clone, "-n", name).jobs) == paper()[name]
+
+
+def test_the_readme_counts_the_trainings_right() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    found = re.findall(r"\*\*(\d+) trainings instead of (\d+)\*\*", text)
+    assert found == [(str(paper_shared()), str(paper().total()))]
+
+
+# --- Names and messages --------------------------------------------------------------------
+
+
+def test_list_shows_the_configured_experiments(clone: Path) -> None:
+    run = snakemake(clone, "--list")
+    assert run.status == 0, run.output
+    for name in [*paper(), "paper", "paper_voc", "paper_ade"]:
+        assert re.search(rf"^{name}\b", run.output, re.MULTILINE), name
+    config = configuration.read_config(REPOSITORY / "config.yaml")
+    count = len(list(experiments.matrix_experiments(config, "paper_voc")))
+    assert f"paper_voc ({count} experiments, seeds 1)" in run.output
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]], ids=["local", "slurm"])
+def test_a_dry_run_without_the_images_plans_and_warns(profile: list[str], clone: Path) -> None:
+    run = snakemake(clone, *profile, "-n", "voc_15-1_mib_awt")
+    assert run.status == 0, run.output
+    assert run.jobs["train_step"] == 5
+    warning = next(line for line in run.output.splitlines() if line.startswith("Warning: "))
+    for words in ("data/PascalVOC12", "datasets.voc.root", "docs/data.md"):
+        assert words in warning
+    assert run.output.count(warning) == 1
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]], ids=["local", "slurm"])
+def test_a_run_without_the_images_stops_before_any_work(
+    profile: list[str], clone: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(clone, tmp_path / "clone", symlinks=True)
+    run = snakemake(folder, *profile, *([] if profile else ["--cores", 1]), "voc_15-1_mib_awt")
+    assert run.status != 0
+    error = next(line for line in run.output.splitlines() if line.startswith("Error: "))
+    for words in ("data/PascalVOC12", "datasets.voc.root", "docs/data.md"):
+        assert words in error
+    assert "Traceback" not in run.output
+    assert "rule " not in run.output
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("voc_15-1_mbi", ["'mbi'", "did you mean 'mib'"]),
+        ("voc_15-1_mib_atw", ["'atw'", "did you mean 'awt'"]),
+        ("vco_15-1_mib", ["'vco'", "did you mean 'voc'"]),
+        ("voc_15-3_mib", ["'15-3'", "5 are left, which steps of 3 do not divide"]),
+        ("voc_15-1", ["'voc_15-1'", "dataset_scenario_method"]),
+        ("papre", ["'papre'", "did you mean 'paper'"]),
+    ],
+)
+def test_a_misspelt_name_is_one_sentence(target: str, words: list[str], clone: Path) -> None:
+    run = snakemake(clone, "-n", target)
+    assert run.status != 0
+    errors = [line for line in run.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, run.output
+    assert all(word in errors[0] for word in words), errors
+    assert "Traceback" not in run.output
+
+
+def test_a_wrong_setting_is_one_sentence(clone: Path) -> None:
+    for change, words in (
+        ("recipe={crop: -1}", "recipe.crop is -1; it must be at least 16"),
+        ("experiments=[voc_15-1_mbi]", "did you mean 'mib'"),
+    ):
+        run = snakemake(clone, "-n", "voc_15-1_mib", "--config", change)
+        assert run.status != 0
+        (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
+        assert words in error
+        assert "Traceback" not in run.output
+
+
+def test_a_default_may_be_spelled_out(clone: Path) -> None:
+    run = snakemake(clone, "-n", "voc_15-1_mib_mib", "voc_15-1_mib")
+    assert run.status == 0, run.output
+    assert run.jobs["voc_15-1_mib_mib"] == run.jobs["voc_15-1_mib"] == 1
+    assert run.jobs["train_step"] == 5
+    assert "results/reports/voc_15-1_mib_mib" not in run.output
+
+
+def test_a_file_is_a_target_too(clone: Path) -> None:
+    run = snakemake(clone, "-n", "results/voc/15/ce/seed7/step0/confusion.csv")
+    assert run.status == 0, run.output
+    jobs = {"imagenet_weights": 1, "index": 1, "split": 1, "train_base": 1, "evaluate": 1}
+    assert run.jobs == jobs
+
+
+def test_the_root_on_the_command_line(changed: Path) -> None:
+    (changed / "own images").rename(changed / "moved")
+    root = ("--config", "datasets={own: {root: moved}}")
+    run = tiny(changed, "-p", "own_2-1_ft", *root)
+    assert run.status == 0, run.output
+    assert "Warning" not in run.output
+    assert "--root moved" in run.output
+    without = tiny(changed, "own_2-1_ft")
+    assert "Warning: there is no folder own images for dataset 'own'" in without.output
+
+
+def test_the_commit_that_is_checked_out_plans(tmp_path: Path) -> None:
+    """Nothing that git ignores or that is not committed is needed."""
+    command = ["git", "clone", "--quiet", "--depth=1", f"file://{REPOSITORY}", str(tmp_path / "c")]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("needs a git checkout")
+    run = snakemake(tmp_path / "c", "--profile", "slurm", "-n", "voc_15-1_mib_awt")
+    assert run.status == 0, run.output
+    assert run.jobs["train_step"] == 5
