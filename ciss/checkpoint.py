@@ -66,7 +66,10 @@ def save_tensors(
     metadata: Mapping[str, Any],
     kind: str = "tensors",
 ) -> None:
-    """Write named tensors of any dtype and device, whole or not at all; ``metadata`` is JSON."""
+    """Write named tensors of any dtype and device, whole or not at all; ``metadata`` is JSON.
+
+    Raises ``CissError`` where the file cannot be written, a full disk for example.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "kind": kind,
@@ -74,8 +77,13 @@ def save_tensors(
         "sha256": _checksum(tensors),
         "content": dict(metadata),
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"ciss": json.dumps(header, sort_keys=True)})
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"ciss": json.dumps(header, sort_keys=True)})
+    except (SafetensorError, OSError) as error:
+        raise CissError(
+            f"cannot write {path} ({error}); make room or choose another results folder"
+        ) from None
 
 
 def load_tensors(

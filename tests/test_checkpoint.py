@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers import full_disk
 from safetensors.torch import save_file
 
 from ciss import checkpoint
@@ -133,3 +134,12 @@ def test_diverged_model_is_not_saved(tmp_path, network):
     with pytest.raises(CissError, match=r"cls\.1\.weight has values that are not finite"):
         save_model(path, network, {})
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_old_model(tmp_path, network):
+    path = tmp_path / "model.safetensors"
+    save_model(path, network, METADATA)
+    with full_disk(1000), pytest.raises(CissError, match=r"cannot write .*make room"):
+        save_model(path, network, {"other": True})
+    assert load_model(path)[1] == METADATA
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

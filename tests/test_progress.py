@@ -6,12 +6,12 @@ import hashlib
 import io
 import logging
 import random
-import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import full_disk
 
 from ciss.errors import CissError
 from ciss.progress import Progress, identity
@@ -128,14 +128,11 @@ def test_a_full_disk_keeps_the_old_progress(tmp_path: Path) -> None:
     path = tmp_path / "progress.pt"
     progress = Progress(path, "mine")
     progress.save(state(1))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Beyond the limit, writing fails as it does on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, hard))
-    try:
-        with pytest.raises(CissError, match=r"cannot save the progress in .*make room"):
-            progress.save(state(2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(path.stat().st_size // 2),
+        pytest.raises(CissError, match=r"cannot save the progress in .*make room"),
+    ):
+        progress.save(state(2))
     assert_equal(progress.load(), state(1))
     assert [file.name for file in tmp_path.iterdir()] == ["progress.pt"]
 

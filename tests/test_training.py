@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import signal
 import subprocess
@@ -376,12 +377,20 @@ class Script:
         files = ("output", "history", "progress", "log")
         return [*self.command, *(f"--{file}={name}/{file}" for file in files)]
 
-    def run_and_signal(self, name: str, number: signal.Signals, epochs: int) -> str:
-        """Start the script, send ``number`` after some epochs and return what it logged."""
+    def run_and_signal(
+        self, name: str, number: signal.Signals, epochs: int, workers: int = 0
+    ) -> str:
+        """Start the script, send ``number`` after some epochs and return what it logged.
+
+        The signal goes to all of the job's processes, as a batch system sends it.
+        """
         log = self.folder / name / "log"
         log.unlink(missing_ok=True)
         process = subprocess.Popen(
-            [sys.executable, *self.arguments(name)], cwd=self.folder, stderr=subprocess.DEVNULL
+            [sys.executable, *self.arguments(name), "--workers", str(workers)],
+            cwd=self.folder,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + 120
@@ -389,7 +398,7 @@ class Script:
                 assert process.poll() is None, "ended before the signal"
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            process.send_signal(number)
+            os.killpg(process.pid, number)
             status = process.wait(timeout=60)
         finally:
             process.kill()
@@ -408,7 +417,7 @@ def script(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Script:
 
 
 def test_a_killed_script_goes_on_and_writes_the_same_bytes(script: Script) -> None:
-    text = script.run_and_signal("killed", signal.SIGTERM, epochs=2)
+    text = script.run_and_signal("killed", signal.SIGTERM, epochs=2, workers=2)
     assert "error: stopped by SIGTERM after iteration" in text
     assert "Traceback" not in text
     text = script.run_and_signal("killed", signal.SIGKILL, epochs=2)
