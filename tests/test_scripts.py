@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import runpy
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import REPOSITORY, run_python
+from helpers import REPOSITORY, full_disk, run_python
 
 from ciss import runtime, scripting
 from ciss.errors import CissError
@@ -127,12 +126,8 @@ def test_what_the_system_refuses_is_one_line(
 
         write_text(tmp_path / "table.csv", "x" * 100_000)
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
+    with full_disk(50_000):
         status, text = run_main(write)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 1
     assert "error: " in text
     assert "File too large" in text
