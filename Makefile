@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help setup demo demo-seeds pets test lint format clean-demo
+.PHONY: help setup demo demo-seeds need-root pets test lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -34,8 +34,10 @@ demo-seeds: setup
 	$(SNAKEMAKE) --configfile configs/demo.yaml --cores $(CORES) demo_seeds
 	@$(BIN)/python workflow_scripts/show_report.py results/demo/reports/demo_seeds
 
-pets: setup
+need-root:
 	@test -n "$(ROOT)" || { echo "say where the VOC images are: make pets ROOT=/data/PascalVOC12"; exit 2; }
+
+pets: need-root setup
 	$(SNAKEMAKE) --configfile configs/pets.yaml --config 'datasets={pets: {root: "$(ROOT)"}}' --cores $(CORES) pets
 	@$(BIN)/python workflow_scripts/show_report.py results/pets/reports/pets
 

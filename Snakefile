@@ -5,12 +5,15 @@ snakemake -n voc_15-1_mib_awt             what an experiment would run
 snakemake --profile slurm voc_15-1_mib_awt
 """
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
-configfile: "config.yaml"
+# Beside this file, wherever Snakemake was started.
+configfile: str(Path(workflow.basedir) / "config.yaml")
 
 
 report: "report/workflow.rst"
@@ -37,3 +40,7 @@ include: "rules/awt.smk"
 include: "rules/evaluate.smk"
 include: "rules/paper.smk"
 include: "rules/targets.smk"
+
+
+# Without a target. Not a flag of the rule: the end of an include takes that back.
+workflow.default_target = "paper"

@@ -51,12 +51,15 @@ def read_config(*paths: Path | str) -> Config:
     """Read YAML files, later ones over earlier ones, and check the result."""
     config: Config = {}
     for path in paths:
-        try:
-            part = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise CissError(f"cannot read the configuration {path}: {error}") from None
-        config = merged(config, part or {})
+        config = merged(config, _read(path))
     return checked(config)
+
+
+def _read(path: Path | str) -> Config:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise CissError(f"cannot read the configuration {path}: {error}") from None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
@@ -104,7 +107,27 @@ def _with_preset(config: Mapping[str, Any]) -> Config:
     preset["datasets"] = {
         key: value for key, value in preset.get("datasets", {}).items() if key in known
     }
+    _check_against_preset(config, preset, _read(_REPOSITORY / "config.yaml"), name, ())
     return merged(config, preset)
+
+
+def _check_against_preset(
+    config: Any, preset: Mapping[str, Any], defaults: Any, name: str, path: tuple[str, ...]
+) -> None:
+    """Refuse a preset whose value would silently replace one that the user chose."""
+    for key, value in preset.items():
+        mine = config.get(key) if isinstance(config, Mapping) else None
+        default = defaults.get(key) if isinstance(defaults, Mapping) else None
+        here = (*path, str(key))
+        if isinstance(mine, str) and not isinstance(value, str):
+            mine = read_value(mine)
+        if isinstance(value, Mapping):
+            _check_against_preset(mine, value, default, name, here)
+        elif mine is not None and mine not in (default, value):
+            raise CissError(
+                f"config: {'.'.join(here)} is {mine!r}, but preset '{name}' sets {value!r}; leave "
+                "one of them out"
+            )
 
 
 def settings(config: Config, dataset: str, scenario: Scenario | None = None) -> Config:

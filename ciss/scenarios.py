@@ -103,10 +103,15 @@ def parse_scenario(name: str, n_classes: int, setup: str = "overlapped") -> Scen
         return Scenario(n_classes, 0, n_classes, match["order"], setup)
     base, increment = int(match["base"]), int(match["increment"])
     left = n_classes - base
+    if base > n_classes:
+        raise CissError(
+            f"scenario '{name}' does not fit {n_classes} classes: {base} base classes are more "
+            "than there are"
+        )
     if base < 1 or increment < 1 or left < increment or left % increment:
         raise CissError(
             f"scenario '{name}' does not fit {n_classes} classes: after {base} base classes "
-            f"{max(left, 0)} are left, which steps of {increment} do not divide; "
+            f"{left} are left, which steps of {increment} do not divide; "
             "all classes at once is called 'offline'"
         )
     return Scenario(base, increment, n_classes, match["order"], setup)

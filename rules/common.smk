@@ -5,6 +5,8 @@
 # device, workers, threads. Its functions take `threads`, and parameters derived from threads are
 # not compared by Snakemake, so that such a change reruns nothing.
 
+import errno
+import os
 import shutil
 import sys
 from functools import cache
@@ -34,6 +36,16 @@ except CissError as error:
     stop(error)
 
 RESULTS = CONFIG["results"]
+if workflow.is_main_process and not workflow.dryrun:
+    try:
+        Path(RESULTS).mkdir(parents=True, exist_ok=True)
+        if not os.access(RESULTS, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        stop(
+            f"results is '{RESULTS}', which cannot be written ({error.strerror}); set results to "
+            "a folder that can"
+        )
 STEP_AFTER_0 = "[1-9][0-9]*"
 
 
@@ -91,7 +103,10 @@ def dataset_at(name):
 @cache
 def experiment_at(dataset, track, run):
     """The experiment that the wildcards of a step after 0 name."""
-    return experiments.parse_run(CONFIG, dataset, track, run)
+    try:
+        return experiments.parse_run(CONFIG, dataset, track, run)
+    except CissError as error:
+        stop(error)
 
 
 def experiment_of(wildcards):

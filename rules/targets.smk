@@ -4,7 +4,6 @@
 
 
 rule paper:
-    default_target: True
     input:
         [report_files(name) for name in CONFIG.get("paper", [])],
 
@@ -13,6 +12,10 @@ workflow.get_rule("paper").docstring = (
     f"tables and figures of {', '.join(CONFIG.get('paper', []))}"
 )
 OTHER_NAMES = add_requested_experiments()
+
+for matrix in CONFIG["matrices"]:
+    if workflow.is_rule(matrix):
+        stop(f"matrices.{matrix}: a rule has this name; choose another")
 
 for target_name in [*REPORTS, *OTHER_NAMES]:
 

@@ -368,3 +368,19 @@ def test_everything_in_the_schema_is_shown_in_config_yaml() -> None:
             assert pattern[-1] in text
             continue
         assert any(fits(path, pattern) for path in shown), pattern
+
+
+def test_a_preset_replaces_defaults_and_nothing_that_was_chosen() -> None:
+    preset = checked(merged(DEFAULTS, {"preset": "mib"}))
+    assert settings(preset, "voc")["recipe"]["base"]["lr"] == 0.01
+    assert parse_experiment(preset, "voc_15-1_mib").method.options["distillation"] == 100
+    assert parse_experiment(preset, "voc_15-5_mib").method.options["distillation"] == 10
+    assert parse_experiment(preset, "ade_100-10_ewc").method.options["importance"] == 500
+    # The same value, as text from the command line, is no contradiction.
+    checked(merged(DEFAULTS, {"preset": "mib", "recipe": {"base": {"lr": "0.01"}}}))
+    with pytest.raises(CissError, match=r"recipe\.base\.lr is 0\.5, but preset 'mib' sets 0\.01"):
+        checked(merged(DEFAULTS, {"preset": "mib", "recipe": {"base": {"lr": "0.5"}}}))
+    with pytest.raises(CissError, match=r"methods\.ewc\.importance is 9"):
+        checked(merged(DEFAULTS, {"preset": "mib", "methods": {"ewc": {"importance": 9}}}))
+    with pytest.raises(CissError, match=r"preset 'mbi' is unknown .did you mean 'mib'"):
+        checked(merged(DEFAULTS, {"preset": "mbi"}))

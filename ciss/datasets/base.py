@@ -69,7 +69,10 @@ def read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise CissError(f"cannot read the image list {path}: {error.strerror}") from error
+        raise CissError(
+            f"cannot read the image list {path}: {error.strerror}; docs/data.md says what must be "
+            "there"
+        ) from error
     except UnicodeDecodeError as error:
         raise CissError(f"the image list {path} is not a text file") from error
     return [line.strip() for line in lines if line.strip()]

@@ -78,8 +78,8 @@ def list_images(root: Path) -> Listing:
             prefix = devkit.relative_to(root)
             return {subset: _read_ids(root, prefix, subset) for subset in _DEVKIT_LISTS}
     raise CissError(
-        f"{root} is in neither VOC layout: it has no splits/train_aug.txt and no "
-        f"{_DEVKIT}/ImageSets/; see docs/data.md"
+        f"{root} is in neither VOC layout: it has no splits/train_aug.txt, no ImageSets/ and no "
+        f"{_DEVKIT}/ImageSets/, but {_contents(root)}; docs/data.md says what it must hold"
     )
 
 
@@ -126,3 +126,8 @@ def _read_ids(root: Path, devkit: Path, subset: str) -> list[tuple[str, str]]:
             image = devkit / "JPEGImages" / f"{fields[0]}.jpg"
             pairs.append((image.as_posix(), (masks / f"{fields[0]}.png").as_posix()))
     return [(image, mask) for image, mask in pairs]
+
+
+def _contents(root: Path) -> str:
+    names = sorted(path.name for path in root.iterdir())
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "nothing"
