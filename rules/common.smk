@@ -5,7 +5,6 @@
 # device, workers, threads. Its functions take `threads`, and parameters derived from threads are
 # not compared by Snakemake, so that such a change reruns nothing.
 
-import errno
 import os
 import shutil
 import sys
@@ -37,14 +36,12 @@ except CissError as error:
 
 RESULTS = CONFIG["results"]
 if workflow.is_main_process and not workflow.dryrun:
-    try:
-        Path(RESULTS).mkdir(parents=True, exist_ok=True)
-        if not os.access(RESULTS, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
+    folder = Path(RESULTS).absolute()
+    existing = next(path for path in [folder, *folder.parents] if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         stop(
-            f"results is '{RESULTS}', which cannot be written ({error.strerror}); set results to "
-            "a folder that can"
+            f"results is '{RESULTS}', but {existing} is no folder that can be written; set results "
+            "to one"
         )
 STEP_AFTER_0 = "[1-9][0-9]*"
 

@@ -627,3 +627,29 @@ def test_the_commit_that_is_checked_out_plans(tmp_path: Path) -> None:
     run = snakemake(tmp_path / "c", "--profile", "slurm", "-n", "voc_15-1_mib_awt")
     assert run.status == 0, run.output
     assert run.jobs["train_step"] == 5
+
+
+def test_without_a_target_the_paper_is_planned(clone: Path) -> None:
+    run = snakemake(clone, "-n", "--config", "paper=[paper_cityscapes]")
+    assert run.status == 0, run.output
+    assert run.jobs["paper"] == 1
+    assert run.jobs["table"] == 1
+
+
+def test_it_may_be_started_in_another_folder(clone: Path, tmp_path: Path) -> None:
+    run = snakemake(tmp_path, "-n", "-s", str(clone / "Snakefile"), "voc_15-1_mib")
+    assert run.status == 0, run.output
+    assert run.jobs["train_step"] == 5
+
+
+def test_results_that_cannot_be_written_and_names_that_are_taken(clone: Path) -> None:
+    taken = "matrices={train_step: {dataset: voc, scenarios: [15-1], runs: [ft]}}"
+    for change, words in (
+        ("results=README.md", "results is 'README.md'"),
+        (taken, "matrices.train_step: a rule has this name"),
+    ):
+        run = snakemake(clone, "voc_15-1_mib", "--config", change)
+        assert run.status != 0
+        (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
+        assert words in error
+        assert "Traceback" not in run.output
