@@ -172,7 +172,7 @@ def train(
     batches = TrainingBatches(
         images, recipe.batch, workers=runtime.workers, pin=training.device.type == "cuda"
     )
-    totals = EpochTotals(training)
+    totals = EpochTotals(training, images)
     rows: list[dict[str, float]] = []
     state = progress.load()
     if state is None:
@@ -199,13 +199,13 @@ def train(
             labels = raw_labels.to(training.device, non_blocking=True).long()
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
             terms, small_logits = training.update(inputs, labels)
-            totals.add(terms, small_logits, labels, images, indices)
+            totals.add(terms, small_logits, labels, indices)
             # After an epoch's last batch the epoch is finished first: its row belongs to it.
             if stop.reason is not None and training.iteration % len(batches):
                 save()
                 raise _interruption(training, stop)
         rows.append(totals.finish(epoch, training))
-        totals = EpochTotals(training)
+        totals = EpochTotals(training, images)
         log.info(_epoch_line(rows[-1], training))
         save()
         if stop.reason is not None and training.iteration < training.iterations:
@@ -237,7 +237,8 @@ def _bar(batches: TrainingBatches, epoch: int, done: int, epochs: int) -> Iterat
 class EpochTotals:
     """What an epoch's history row is made of; kept on the device until it is looked at."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, images: TrainingImages) -> None:
+        self.image_pairs = images.pairs
         self.new = range(training.method.n_old or 1, training.method.n_old + training.method.n_new)
         n_classes = training.method.n_old + training.method.n_new
         self.confusion = torch.zeros(
@@ -255,7 +256,6 @@ class EpochTotals:
         terms: dict[str, Tensor],
         small_logits: Tensor,
         labels: Tensor,
-        images: TrainingImages,
         indices: Tensor,
     ) -> None:
         """Add one batch; every few batches, check that its losses are finite."""
@@ -272,22 +272,23 @@ class EpochTotals:
         self.images += len(indices)
         self._unchecked.append((terms, indices))
         if small_logits.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
-            self._check(images)
+            self._check()
 
-    def _check(self, images: TrainingImages) -> None:
+    def _check(self) -> None:
         while self._unchecked:
             terms, indices = self._unchecked.popleft()
             values = torch.stack([term.float() for term in terms.values()]).tolist()
             for name, value in zip(terms, values, strict=True):
                 if value != value or value in (float("inf"), -float("inf")):
-                    names = ", ".join(images.pairs[int(index)][0] for index in indices)
+                    names = ", ".join(self.image_pairs[int(index)][0] for index in indices)
                     raise CissError(
                         f"the loss term '{name}' became {value} on the images {names}; lower the "
                         "learning rate or set recipe.precision to fp32"
                     )
 
     def finish(self, epoch: int, training: Training) -> dict[str, float]:
-        """Return the epoch's history row."""
+        """Return the epoch's history row, after checking the losses not yet looked at."""
+        self._check()
         now = time.perf_counter()
         self.seconds += now - self._clock
         means = {name: float(total) / self.batches for name, total in self.sums.items()}
@@ -304,7 +305,8 @@ class EpochTotals:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals so far."""
+        """Return the totals so far; losses that are not finite are found before they are saved."""
+        self._check()
         return {
             "confusion": self.confusion,
             "sums": self.sums,

@@ -29,7 +29,7 @@ from ciss.loading import TrainingImages, batches_per_epoch
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 from ciss.progress import Progress
 from ciss.runtime import Runtime, StopRequest, start_torch
-from ciss.training import InterruptedTrainingError, Recipe, Training, poly_lr, train
+from ciss.training import EpochTotals, InterruptedTrainingError, Recipe, Training, poly_lr, train
 
 N_BASE, N_NEW, N_IMAGES = 10, 5, 20
 RECIPE = Recipe(epochs=3, lr=0.02, batch=8, crop=32)
@@ -256,6 +256,20 @@ def test_training_moves_the_student_and_leaves_the_teacher(
     assert not torch.equal(training.network.classifiers[-1].weight, weight)
     for name, value in training.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_losses_that_were_not_looked_at_yet_are_at_an_epoch_s_end_and_before_saving(
+    images: TrainingImages, start: Callable[..., Training]
+) -> None:
+    # On a GPU losses wait to be looked at, so that the CPU need not wait for each of them.
+    training = start("ft")
+    for look in (lambda totals: totals.finish(0, training), EpochTotals.state_dict):
+        totals = EpochTotals(training, images)
+        totals._unchecked.append(
+            ({"classification": torch.tensor(float("nan"))}, torch.tensor([3]))
+        )
+        with pytest.raises(CissError, match=rf"'classification' became nan .*{images.pairs[3][0]}"):
+            look(totals)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
