@@ -81,8 +81,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     their options, scenarios that do not fit their dataset, matrices of unknown datasets.
     """
     config = _structure_checked(_with_preset(config))
-    _check_variants(config, "methods")
-    _check_variants(config, "initialisations")
+    _check_variants(config)
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
     for name, matrix in config["matrices"].items():
@@ -267,9 +266,9 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
         raise CissError(f"datasets.{name}.generate: the key '{missing[0]}' is missing")
     opened = dataset(config, name)
     here = f"datasets.{name}."
-    _check_weights(settings(config, name)["model"], name)
-    _check_variants(merged(_sections(config), _sections(entry)), "methods", here, config)
-    _check_variants(merged(_sections(config), _sections(entry)), "initialisations", here, config)
+    within = settings(config, name)
+    _check_weights(within["model"], name)
+    _check_variants(within, here, config)
     for spelled in entry.get("scenarios", {}):
         try:
             parsed = scenario(config, name, spelled)
@@ -280,9 +279,7 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
                 f"{here}scenarios.{spelled}: '{spelled}' has no step after step 0, to which "
                 f"settings of a scenario could apply; put them under datasets.{name}"
             )
-        within = settings(config, name, parsed)
-        _check_variants(within, "methods", f"{here}scenarios.{spelled}.", config)
-        _check_variants(within, "initialisations", f"{here}scenarios.{spelled}.", config)
+        _check_variants(settings(config, name, parsed), f"{here}scenarios.{spelled}.", config)
         if "base" in entry["scenarios"][spelled].get("recipe", {}):
             raise CissError(
                 f"{here}scenarios.{spelled}.recipe.base: step 0 is shared by all scenarios with "
@@ -306,25 +303,26 @@ def _check_weights(model: Mapping[str, Any], dataset_name: str) -> None:
 
 
 def _check_variants(
-    sections: Mapping[str, Any],
-    section: str,
-    where: str = "",
-    above: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Any], where: str = "", above: Mapping[str, Any] | None = None
 ) -> None:
-    resolve = method_variant if section == "methods" else initialisation_variant
-    entries = sections.get(section, {})
-    everywhere = (above or {}).get(section, {})
-    # Variants last: a wrong option that they inherit is an error of what they vary.
-    for name in sorted(entries, key=lambda name: section.removesuffix("s") in entries[name]):
-        try:
-            kind = resolve(entries, name).kind
-            if name in everywhere and resolve(everywhere, name).kind != kind:
-                raise CissError(
-                    f"{section}.{name} is '{kind}' here and '{resolve(everywhere, name).kind}' "
-                    "elsewhere; a variant is of one kind, give this one another name"
-                )
-        except CissError as error:
-            raise CissError(f"{where}{error}") from None
+    """Check methods and initialisations; those that ``above`` has too must be of the same kind."""
+    for section, resolve in _RESOLVERS.items():
+        entries, everywhere = (part.get(section, {}) for part in (sections, above or {}))
+        # Variants last: a wrong option that they inherit is an error of what they vary.
+        for name in sorted(entries, key=lambda name: section.removesuffix("s") in entries[name]):
+            try:
+                kind = resolve(entries, name).kind
+                if name in everywhere and resolve(everywhere, name).kind != kind:
+                    raise CissError(
+                        f"{section}.{name} is '{kind}' here and "
+                        f"'{resolve(everywhere, name).kind}' elsewhere; a variant is of one kind, "
+                        "give this one another name"
+                    )
+            except CissError as error:
+                raise CissError(f"{where}{error}") from None
+
+
+_RESOLVERS = {"methods": method_variant, "initialisations": initialisation_variant}
 
 
 def _check_matrix(config: Config, name: str, matrix: Mapping[str, Any]) -> None:

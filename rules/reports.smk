@@ -6,10 +6,7 @@ REPORTS = {
         experiments.matrix_seeds(CONFIG, name),
     )
     for name in CONFIG["matrices"]
-}
-
-
-REPORTS |= {
+} | {
     name: ([experiment], CONFIG["seeds"])
     for name, experiment in experiments.configured_experiments(CONFIG).items()
 }
@@ -45,24 +42,24 @@ def add_requested_experiments():
     return other_names
 
 
+def figures_folder(report, experiment):
+    """Where the figures of an experiment's scenario lie."""
+    scenario = experiment.scenario.name
+    names = {"report": report, "dataset": experiment.dataset, "scenario": scenario}
+    return at(paths.FIGURES.format(**names))
+
+
 def report_files(report):
     """The tables and figures of a report."""
     chosen, _ = REPORTS[report]
-    folder = at(paths.REPORT.format(report=report))
     # Offline there are no steps to draw.
-    tracks = dict.fromkeys(
-        (e.dataset, e.scenario.name) for e in chosen if e.scenario.n_steps > 1
+    by_step = dict.fromkeys(
+        figures_folder(report, e) for e in chosen if e.scenario.n_steps > 1
     )
     return [
-        f"{folder}/table.md",
-        *[
-            f"{folder}/figures/{d}_{s}/{paths.SCENARIO_FIGURES[0]}.pdf"
-            for d, s in tracks
-        ],
-        *[
-            f"{folder}/figures/{e.dataset}_{e.scenario.name}/classes_{e.run}.pdf"
-            for e in chosen
-        ],
+        at(f"{paths.REPORT.format(report=report)}/table.md"),
+        *[f"{folder}/{paths.SCENARIO_FIGURES[0]}.pdf" for folder in by_step],
+        *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in chosen],
     ]
 
 

@@ -119,7 +119,18 @@ def state_at(name):
 
 
 def dataset_state(wildcards):
+    """A setting of the index: other files, another index."""
     return state_at(wildcards.dataset)
+
+
+def data_state(wildcards, threads):
+    """The same for jobs after the index, which run again when the index does."""
+    return state_at(wildcards.dataset)
+
+
+def progress_file(wildcards, output):
+    """Where a training keeps its progress: beside its outputs, and none of them."""
+    return str(Path(output.model).with_name("progress.pt"))
 
 
 @cache

@@ -34,10 +34,8 @@ rule train_base:
                 "importances_out": output.get("importances"),
             }
         ),
-        progress=lambda wildcards, output: str(
-            Path(output.model).with_name("progress.pt")
-        ),
-        data=lambda wildcards, threads: dataset_state(wildcards),
+        progress=progress_file,
+        data=data_state,
         runtime=runtime_flags,
     shell:
         "{params.program:q} --step 0 --method {wildcards.run} --seed {wildcards.seed}"
@@ -94,10 +92,8 @@ rule train_step:
                 "importances_out": output.get("importances"),
             }
         ),
-        progress=lambda wildcards, output: str(
-            Path(output.model).with_name("progress.pt")
-        ),
-        data=lambda wildcards, threads: dataset_state(wildcards),
+        progress=progress_file,
+        data=data_state,
         runtime=runtime_flags,
     shell:
         "{params.program:q} --step {wildcards.step} {params.method:q}"
