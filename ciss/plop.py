@@ -20,23 +20,28 @@ def local_pod(features: Tensor, teacher_features: Tensor, scales: Sequence[int] 
 
     The embedding of a squared map holds, for each cell of each scale, its means over width and
     its means over height; the distance is Euclidean, averaged over the batch. Pooling
-    is linear, so the difference of the squares is pooled, once instead of twice. Rows and columns
-    that remain when a side is no multiple of the scale are left out.
+    is linear, so the difference of the squares is pooled, once instead of twice.
     """
     difference = full_precision(features).square() - full_precision(teacher_features).square()
-    pooled = [part for scale in scales for part in _pool_cells(difference, scale)]
+    pooled = [part for scale in scales for part in pool_cells(difference, scale)]
     # vector_norm's gradient at 0 is 0: a student that equals its teacher trains on
     return torch.linalg.vector_norm(torch.cat(pooled, dim=1), dim=1).mean()
 
 
-def _pool_cells(maps: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """Means over the width and over the height of scale × scale cells, flat: 2 × [B, …]."""
-    batch, channels, height, width = maps.shape
-    rows, columns = height // scale, width // scale
-    cells = maps[:, :, : rows * scale, : columns * scale].reshape(
-        batch, channels, scale, rows, scale, columns
-    )
-    return cells.mean(dim=5).flatten(1), cells.mean(dim=3).flatten(1)
+def pool_cells(maps: Tensor, scale: int) -> list[Tensor]:
+    """Means over the width and over the height of the cells of ``maps`` [B, C, h, w], flat.
+
+    Cells are squares of ⌊w / scale⌋ positions from the upper left, scale × scale of them, as
+    published: what they do not reach is left out, and a map that is wider than high cuts the
+    lowest ones off. Two tensors [B, …] for all cells together, or in that case for each cell.
+    """
+    side = maps.shape[3] // scale
+    covered = maps[:, :, : scale * side, : scale * side]
+    if covered.shape[2] < scale * side:
+        cells = [cell for row in covered.split(side, dim=2) for cell in row.split(side, dim=3)]
+        return [half.flatten(1) for cell in cells for half in (cell.mean(dim=3), cell.mean(dim=2))]
+    grid = covered.unflatten(2, (scale, side)).unflatten(4, (scale, side))
+    return [grid.mean(dim=5).flatten(1), grid.mean(dim=3).flatten(1)]
 
 
 def fold_into_background(logits: Tensor, n_old: int) -> Tensor:

@@ -148,15 +148,22 @@ def test_equal_maps_cost_nothing_and_keep_gradients_finite() -> None:
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
-def test_pod_of_a_wide_map_covers_all_of_it() -> None:
-    """The published code takes the width's cell size for both sides; ours is symmetric."""
-    wide = torch.randn(2, 3, 8, 16)
-    zero = torch.zeros_like(wide)
-    tall, tall_zero = wide.transpose(2, 3), zero.transpose(2, 3)
-    torch.testing.assert_close(plop.local_pod(wide, zero), plop.local_pod(tall, tall_zero))
-    corner = zero.clone()
-    corner[:, :, -1, -1] = 1
-    assert plop.local_pod(corner, zero) > 0
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (11, 8), (7, 8), (5, 16)])
+def test_cells_are_squares_of_the_width(size: tuple[int, int]) -> None:
+    """As published, whatever the map's height; each mean computed by itself."""
+    height, width = size
+    maps = torch.randn(2, 3, height, width, dtype=torch.float64)
+    expected = []
+    for scale in plop.SCALES:
+        side = width // scale
+        for i in range(scale):
+            for j in range(scale):
+                rows = slice(i * side, min((i + 1) * side, height))
+                cell = maps.square()[:, :, rows, j * side : (j + 1) * side]
+                if cell.numel():
+                    expected += [cell.mean(dim=3).flatten(1), cell.mean(dim=2).flatten(1)]
+    norm = torch.linalg.vector_norm(torch.cat(expected, dim=1), dim=1).mean()
+    torch.testing.assert_close(plop.local_pod(maps, torch.zeros_like(maps)), norm)
 
 
 def test_median_of_known_counts() -> None:

@@ -101,15 +101,14 @@ def _embedding(features: Tensor) -> Tensor:
     parts = []
     for scale in plop.SCALES:
         batch, channels = features.shape[:2]
-        halves = [
-            half.reshape(batch, channels, scale, -1, scale).permute(0, 2, 4, 1, 3).flatten(3)
-            if over_width
-            else half.reshape(batch, channels, scale, scale, -1).permute(0, 2, 3, 1, 4).flatten(3)
-            for over_width, half in zip(
-                (True, False), plop._pool_cells(features.square(), scale), strict=True
+        pooled = plop.pool_cells(features.square(), scale)
+        if len(pooled) == 2:
+            over_width = pooled[0].reshape(batch, channels, scale, -1, scale).permute(0, 2, 4, 1, 3)
+            over_height = (
+                pooled[1].reshape(batch, channels, scale, scale, -1).permute(0, 2, 3, 1, 4)
             )
-        ]
-        parts.append(torch.cat(halves, dim=3).flatten(1))
+            pooled = [torch.cat([over_width.flatten(3), over_height.flatten(3)], dim=3).flatten(1)]
+        parts += pooled
     return torch.cat(parts, dim=1)
 
 
