@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    prefix, suffix = _partial(path)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,6 +33,22 @@ def replacing(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_partial(path: Path | str) -> None:
+    """Remove what processes that were killed while they wrote ``path`` left beside it.
+
+    Only for whoever knows that nobody else is writing ``path``.
+    """
+    path = Path(path)
+    prefix, suffix = _partial(path)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        left.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> tuple[str, str]:
+    """Return how the names of temporary files for ``path`` begin and end."""
+    return f".{path.name}.", ".partial"
 
 
 def write_text(path: Path | str, text: str) -> None:

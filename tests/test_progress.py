@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import torch
 from helpers import full_disk
 
 from ciss.errors import CissError
+from ciss.files import replacing
 from ciss.progress import Progress, identity
 
 
@@ -47,7 +52,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     progress.save(state(1))
     progress.save(state(2))
     assert_equal(progress.load(), state(2))
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["progress.pt"]
+    names = sorted(path.name for path in (tmp_path / "folder").iterdir())
+    assert names == ["previous_progress.pt", "progress.pt"]
     progress.clear()
     progress.clear()
     assert not list((tmp_path / "folder").iterdir())
@@ -65,7 +71,8 @@ def test_progress_of_another_recipe_is_passed_over(
 ) -> None:
     Progress(tmp_path / "progress.pt", "theirs").save(state())
     assert Progress(tmp_path / "progress.pt", "mine").load() is None
-    assert "another recipe: starting anew" in caplog.text
+    assert "another recipe: passed over" in caplog.text
+    assert "starting anew" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no zip at all" * 100])
@@ -135,6 +142,75 @@ def test_a_full_disk_keeps_the_old_progress(tmp_path: Path) -> None:
         progress.save(state(2))
     assert_equal(progress.load(), state(1))
     assert [file.name for file in tmp_path.iterdir()] == ["progress.pt"]
+
+
+def test_a_disk_without_room_for_three_files_does_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(tmp_path / "progress.pt", "mine")
+    progress.save(state(1))
+    progress.save(state(2))
+    monkeypatch.setattr("ciss.progress.replacing", room_for(2))
+    progress.save(state(3))
+    assert_equal(progress.load(), state(3))
+    monkeypatch.setattr("ciss.progress.replacing", room_for(1))
+    with pytest.raises(CissError, match="make room"):
+        progress.save(state(4))
+    assert_equal(progress.load(), state(3))
+    monkeypatch.undo()
+    progress.save(state(4))
+    assert_equal(progress.load(), state(4))
+
+
+def room_for(files: int) -> Any:
+    """``replacing`` on a disk with room for so many files, the one being written included."""
+
+    @contextmanager
+    def limited(path: Path) -> Iterator[Path]:
+        with replacing(path) as temporary:
+            if len(list(path.parent.iterdir())) > files:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield temporary
+
+    return limited
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "absent"])
+def test_where_the_last_file_is_damaged_the_one_before_is_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "progress.pt"
+    progress = Progress(path, "mine")
+    for number in range(3):
+        progress.save(state(number))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    match damage:
+        case "truncated":
+            path.write_bytes(content[:-100])
+        case "flipped":
+            path.write_bytes(content)
+        case "empty":
+            path.write_bytes(b"")
+        case "absent":  # a run that was killed between its two renames
+            path.unlink()
+    assert_equal(progress.load(), state(1))
+    assert ("is damaged" in caplog.text) == (damage != "absent")
+    # The damaged file does not take the good one's place.
+    progress.save(state(4))
+    path.unlink()
+    assert_equal(progress.load(), state(1))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "progress.pt"
+    progress = Progress(path, "mine")
+    progress.save(state(1))
+    (tmp_path / ".progress.pt.a1b2c3.partial").write_bytes(b"half")
+    (tmp_path / ".model.safetensors.a1b2c3.partial").write_bytes(b"another's")
+    assert_equal(progress.load(), state(1))
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == [".model.safetensors.a1b2c3.partial", "progress.pt"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

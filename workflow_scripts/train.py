@@ -20,7 +20,7 @@ from torch import nn
 from ciss import methods, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.errors import CissError
-from ciss.files import write_text
+from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch
@@ -107,6 +107,9 @@ def main(arguments: argparse.Namespace) -> None:
     log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
+    for path in (arguments.output, arguments.history, arguments.importances_out):
+        if path is not None:
+            remove_partial(path)
     with stop_request(runtime.minutes) as stop:
         history = train(training, images, runtime, progress, stop)
         metadata = {
