@@ -1,8 +1,9 @@
 """Experiments: what a name such as ``voc_15-1_mib_awt`` stands for.
 
-    {dataset}_{scenario}[-disjoint]_{method}[_{initialisation}]
+    {dataset}_{scenario}[-SETUP]_{method}[_{initialisation}]
 
-The name of an experiment leaves the initialisation out where it is the method's own.
+The setup is ``disjoint`` or ``partitioned``, none for overlapped. The name of an experiment leaves
+the initialisation out where it is the method's own.
 """
 
 from __future__ import annotations

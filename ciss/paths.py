@@ -14,6 +14,8 @@ INDEX = "{dataset}/index.csv"
 #: cache of the hashes that make up the fingerprint of a data set's files
 FINGERPRINT = "{dataset}/fingerprint.json"
 SPLIT = "{dataset}/{track}/split.csv"
+#: counts and hashes of a split's lists of images
+MANIFEST = "{dataset}/{track}/manifest.csv"
 STEP = "{dataset}/{track}/{run}/seed{seed}/step{step}"
 MODEL = f"{STEP}/model.safetensors"
 HISTORY = f"{STEP}/history.csv"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ciss.errors import CissError
 
-SETUPS = ("overlapped", "disjoint")
+#: how a step's training images are chosen (``ciss.splits.split``); the first needs no suffix
+SETUPS = ("overlapped", "disjoint", "partitioned")
 
 _BASE = re.compile(r"(?P<base>[0-9]+)(?P<order>[a-z]?)(?:-(?P<setup>[a-z]+))?")
 _SCENARIO = re.compile(r"(?:(?P<base>[0-9]+)-(?P<increment>[0-9]+)|offline)(?P<order>[a-z]?)")
@@ -73,6 +74,8 @@ class Scenario:
         """What step 0 depends on: the base classes, their order and the setup (``15``, ``15a``).
 
         Scenarios with equal base names share their step 0: VOC 15-5 and 15-1 start from one model.
+        In each setup the images of step 0 follow from the base classes alone: the partitioned one
+        gives every image to one class before any class is given to a step.
         """
         return f"{self.base}{self.order}{self._setup_suffix}"
 

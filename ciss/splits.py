@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from ciss.index import parse_labels
 from ciss.scenarios import Scenario
 
 COLUMNS = ("step", "subset", "image", "mask")
+#: of the classes drawn for the images in the partitioned setup, as in its authors' lists
+PARTITION_SEED = 0
 
 
 def split(
@@ -24,10 +26,13 @@ def split(
 ) -> pd.DataFrame:
     """Return the images of ``steps``: rows of ``step``, ``subset``, ``image`` and ``mask``.
 
-    "train" rows are the train images with at least one of the step's new classes; in the disjoint
-    setup, those without any class that comes later. "test" rows are the val images with at least
-    one class seen so far (MiB, Cermelli et al., CVPR 2020). Rows keep the index's order.
-    Raises ``CissError`` for a step without images.
+    "train" rows are train images with at least one of the step's new classes: all of them in the
+    overlapped setup, those without any class that comes later in the disjoint one (MiB, Cermelli
+    et al., CVPR 2020), those given to one of the new classes in the partitioned one
+    (``partition``). "test" rows are the images to report on with at least one class seen so far:
+    the index's "test" images, or its "val" images where it has no others. Where it has both,
+    "val" rows are the latter. Rows keep the index's order. Raises ``CissError`` for a step without
+    train or test images.
     """
     if scenario.n_classes != dataset.n_classes:
         raise CissError(
@@ -35,10 +40,11 @@ def split(
             f"'{dataset.name}' has {dataset.n_classes}"
         )
     present = presence(index, dataset)
+    home = partition(index, dataset, present) if scenario.setup == "partitioned" else None
     parts = [
         _rows(index, step, subset, chosen)
         for step in steps
-        for subset, chosen in _choose(index, dataset, scenario, step, present)
+        for subset, chosen in _choose(index, dataset, scenario, step, present, home)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -59,8 +65,49 @@ def presence(index: pd.DataFrame, dataset: Dataset) -> npt.NDArray[np.bool_]:
     return present
 
 
+def partition(
+    index: pd.DataFrame, dataset: Dataset, present: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Give each train image to one class that it shows: int64 [images], 0 for none.
+
+    Classes are positions in the learning order; ``present`` is ``presence``'s result. The class is
+    drawn with equal chances (Kwak, Cha and Moon, arXiv 2405.09858), images in the order
+    of their paths, an image's classes in that of their mask values. So neither the scenario nor
+    the class order has a say, and the lists of the authors' code (seed 0) come out.
+    """
+    first_value = [np.flatnonzero(dataset.lookup == label)[0] for label in _labels(dataset)]
+    labels = np.array(_labels(dataset))[np.argsort(first_value)]
+    shown = present[:, labels]
+    candidates = (index["subset"].to_numpy() == "train") & shown.any(axis=1)
+    rows = np.flatnonzero(candidates)
+    rows = rows[np.argsort(index["image"].to_numpy(dtype=str)[rows], kind="stable")]
+    # The old generator, whose stream NumPy keeps as it is.
+    drawn = np.random.RandomState(PARTITION_SEED).randint(0, shown[rows].sum(axis=1))
+    place = np.argmax(shown[rows].cumsum(axis=1) > drawn[:, None], axis=1)
+    home = np.zeros(len(index), dtype=np.int64)
+    home[rows] = labels[place]
+    return home
+
+
+def manifest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what identifies the lists of a split: ``step``, ``subset``, ``images``, ``sha256``.
+
+    The hash is of the images' names without folder and suffix, sorted, each with a line feed. It
+    is the same in every layout of a dataset, so lists can be compared with anyone's.
+    """
+    groups = rows.groupby(["step", "subset"], sort=False)["image"]
+    table = [(*key, len(images), ids_hash(images)) for key, images in groups]
+    return pd.DataFrame(table, columns=["step", "subset", "images", "sha256"])
+
+
+def ids_hash(images: Iterable[str]) -> str:
+    """Return the SHA-256 of images' names, as in ``manifest``."""
+    ids = sorted(Path(image).stem for image in images)
+    return hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest()
+
+
 def select(rows: pd.DataFrame, step: int, subset: str) -> pd.DataFrame:
-    """Return the ``image`` and ``mask`` columns of one step's "train" or "test" rows."""
+    """Return the ``image`` and ``mask`` columns of one step's "train", "test" or "val" rows."""
     chosen = rows[(rows["step"] == step) & (rows["subset"] == subset)]
     return chosen[["image", "mask"]].reset_index(drop=True)
 
@@ -98,22 +145,39 @@ def _choose(
     scenario: Scenario,
     step: int,
     present: npt.NDArray[np.bool_],
+    home: npt.NDArray[np.int64] | None,
 ) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     new, seen = scenario.new_classes(step), scenario.seen_classes(step)
     subset = index["subset"].to_numpy()
-    train = (subset == "train") & present[:, list(new)].any(axis=1)
-    if scenario.setup == "disjoint":
-        train &= ~present[:, seen.stop :].any(axis=1)
-    test = (subset == "val") & present[:, list(seen)].any(axis=1)
-    for name, chosen, classes in (("train", train, new), ("test", test, seen)):
+    condition = ""
+    if home is not None:
+        train = np.isin(home, new)
+        condition = " and was given to it"
+    else:
+        train = (subset == "train") & present[:, list(new)].any(axis=1)
+        if scenario.setup == "disjoint":
+            train &= ~present[:, seen.stop :].any(axis=1)
+            condition = " without a later class"
+    shows_seen = present[:, list(seen)].any(axis=1)
+    reported = "test" if (subset == "test").any() else "val"
+    test = (subset == reported) & shows_seen
+    for name, chosen, classes, but in (
+        ("train", train, new, condition),
+        ("test", test, seen, ""),
+    ):
         if not chosen.any():
             names = ", ".join(dataset.classes[label] for label in classes)
             raise CissError(
                 f"step {step} of {dataset.name} {scenario.name} has no {name} images: none "
-                f"shows {names}"
-                + (" without a later class" if scenario.setup == "disjoint" else "")
+                f"shows {names}{but}"
             )
         yield name, chosen
+    if reported != "val":
+        yield "val", (subset == "val") & shows_seen
+
+
+def _labels(dataset: Dataset) -> range:
+    return range(1, dataset.n_classes + 1)
 
 
 def _rows(

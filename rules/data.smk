@@ -54,7 +54,8 @@ rule split:
     input:
         at(paths.INDEX),
     output:
-        at(paths.SPLIT),
+        split=at(paths.SPLIT),
+        manifest=at(paths.MANIFEST),
     log:
         at("{dataset}/{track}/logs/split.log"),
     benchmark:
@@ -67,7 +68,7 @@ rule split:
         runtime=root_flags,
     shell:
         "{params.program:q} --index {input:q} {params.settings:q} {params.runtime:q}"
-        " --output {output:q} --log {log:q}"
+        " --output {output.split:q} --manifest {output.manifest:q} --log {log:q}"
 
 
 rule imagenet_weights:

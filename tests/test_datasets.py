@@ -47,6 +47,26 @@ def test_kind_describes_its_classes(kind: str, n_classes: int) -> None:
         assert sorted(order) == list(range(1, n_classes + 1))
 
 
+def test_orders_by_letter() -> None:
+    assert sorted(get_kind("voc").ORDERS) == list("abcdefghij")
+    assert sorted(get_kind("ade").ORDERS) == ["b", "c"]
+
+
+@pytest.mark.parametrize("letter", ["b", "c"])
+def test_ade_orders_are_cuts_of_the_published_tables(letter: str) -> None:
+    """MiB's tables list the classes of a step in ascending order; 50-50 cuts 100-50's base."""
+    order = get_kind("ade").ORDERS[letter]
+    first, second, *steps = (
+        order[:50],
+        order[50:100],
+        *(order[k : k + 10] for k in range(100, 150, 10)),
+    )
+    for cut in (first, second, *steps):
+        assert list(cut) == sorted(cut)
+    published = {"b": (1, 144, 3, 150, 11, 137), "c": (5, 147, 1, 149, 3, 150)}[letter]
+    assert (first[0], first[-1], second[0], second[-1], steps[0][0], steps[-1][-1]) == published
+
+
 def test_opening_does_not_touch_the_disk() -> None:
     dataset = open_dataset("voc", "voc", Path("/nowhere"))
     assert dataset.n_classes == 20
@@ -99,7 +119,7 @@ def test_cityscapes_values_are_the_published_ones(case: dict) -> None:
         ({"classes": ["cat", "cat"]}, ["cat", "more than once"]),
         ({"classes": ["background", "cat"]}, ["background"]),
         ({"classes": []}, ["datasets.mine.classes"]),
-        ({"order": "z"}, ["'z'", "a, b, c, d, e, g, i"]),
+        ({"order": "z"}, ["'z'", "a, b, c, d, e, f, g, h, i, j"]),
         ({"order": "a", "classes": ["cat"]}, ["'a'"]),
     ],
 )

@@ -41,7 +41,7 @@ def names(draw: st.DrawFn) -> tuple[str, ...]:
     increment = draw(st.sampled_from([n for n in range(1, left + 1) if left % n == 0]))
     orders = datasets.get_kind(VARIED["datasets"][dataset]["kind"]).ORDERS
     order = draw(st.sampled_from(["", *orders]))
-    setup = draw(st.sampled_from(["", "-disjoint"]))
+    setup = draw(st.sampled_from(["", "-disjoint", "-partitioned"]))
     method = draw(st.sampled_from([*methods.names(), "mib100"]))
     given_inits = [None, *initialisations.names(), "awt50", "awt-perclass"]
     init = draw(st.sampled_from(given_inits))
@@ -86,6 +86,8 @@ def test_step_0_is_shared_by_what_is_alike_in_it(
         ("voc_15-1_ewc", "voc_15-1_ft", False),
         ("voc_15-1_lwf-mc", "voc_15-1_lwf", False),
         ("voc_15-1_mib", "voc_15-1-disjoint_mib", False),
+        ("voc_15-1_mib", "voc_15-1-partitioned_mib", False),
+        ("voc_15-1-partitioned_mib", "voc_15-5-partitioned_ft", True),
         ("voc_15-1_mib", "voc_15-1a_mib", False),
         ("voc_15-1_mib", "shapes_15-1_mib", False),
         ("voc_offline_ft", "voc_offline_mib", True),
@@ -131,7 +133,7 @@ def test_options_are_those_of_the_scenario() -> None:
         ("voc_15-1_mbi", ["'mbi'", "did you mean 'mib'"]),
         ("voc_15-1_mib_atw", ["'atw'", "did you mean 'awt'"]),
         ("voc_15-3_mib", ["'15-3'", "20 classes"]),
-        ("voc_15-1f_mib", ["'f'", "a, b, c"]),
+        ("voc_15-1k_mib", ["'k'", "a, b, c"]),
         ("camvid_6-1a_mib", ["'a'", "none"]),
         ("voc_offline_ft_mib", ["write voc_offline_ft"]),
         ("voc_15-1-overlap_mib", ["15-1"]),

@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import golden_cases, load_case
+import yaml
+from helpers import golden_cases, golden_dir, load_case
 
 from ciss.datasets import Dataset, open_dataset
 from ciss.errors import CissError
 from ciss.index import COLUMNS
 from ciss.scenarios import parse_scenario
-from ciss.splits import presence, read_split, select, split, split_hash, write_split
+from ciss.splits import (
+    ids_hash,
+    manifest,
+    partition,
+    presence,
+    read_split,
+    select,
+    split,
+    split_hash,
+    write_split,
+)
 
 GOLDEN = golden_cases("9_splits")
 PRESENCE = [case for case in GOLDEN if case.id is None or case.id.endswith("presence")]
 LISTS = [case for case in GOLDEN if case.id is None or not case.id.endswith("presence")]
+#: task -> setup or "test" -> [images, hash] of each step
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published_splits.yaml").read_text())
 
 
 def make_index(subsets: list[str], labels: list[str]) -> pd.DataFrame:
@@ -53,6 +67,45 @@ def voc_index() -> pd.DataFrame:
     return index.assign(image=[f"{number}" for number in numbers])
 
 
+@pytest.fixture(scope="module")
+def voc_names() -> pd.DataFrame:
+    """The index's columns that splits look at, of all of VOC with the augmented masks."""
+    folder = golden_dir()
+    path = None if folder is None else folder / "open" / "9_splits" / "voc_aug_presence.npz"
+    if path is None or not path.is_file():
+        pytest.skip("no table of VOC's classes by image: set CISS_GOLDEN to the folder that has it")
+    with np.load(path, allow_pickle=False) as table:
+        labels = [
+            " ".join(f"{value}:1" for value in np.flatnonzero(row)) for row in table["present"]
+        ]
+        index = make_index(np.where(table["is_train_aug"], "train", "val").tolist(), labels)
+        return index.assign(image=[f"JPEGImages/{name.decode()}.jpg" for name in table["ids"]])
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_counts_and_hashes_are_those_of_the_published_lists(
+    task: str, voc_names: pd.DataFrame
+) -> None:
+    order = task[-1] if task[-1].isalpha() else ""
+    dataset = open_dataset("voc", "voc", Path("/nowhere"), order=order)
+    for setup, steps in PUBLISHED[task].items():
+        scenario = parse_scenario(task, 20, "overlapped" if setup == "test" else setup)
+        lists = manifest(split(voc_names, dataset, scenario, range(scenario.n_steps)))
+        mine = lists[lists["subset"] == ("test" if setup == "test" else "train")]
+        assert mine[["images", "sha256"]].to_numpy().tolist() == steps, setup
+
+
+def test_the_published_counts_of_15_1() -> None:
+    def counts(setup: str) -> list[int]:
+        return [images for images, _ in PUBLISHED["15-1"][setup]]
+
+    assert counts("overlapped") == [9568, 487, 299, 491, 500, 548]
+    assert counts("disjoint") == [8437, 378, 299, 420, 500, 548]
+    assert counts("partitioned") == [9031, 254, 266, 270, 434, 327]
+    assert sum(counts("partitioned")) == 10582
+
+
 @pytest.mark.parametrize("case", LISTS)
 def test_splits_are_the_published_ones(case: dict, voc_index: pd.DataFrame) -> None:
     arrays = load_case(case)
@@ -80,6 +133,78 @@ def test_overlapped_and_disjoint() -> None:
     # A class that is never learned (horse) does not count as a later one.
     assert images("overlapped", 1, "train") == images("disjoint", 1, "train")
     assert images("overlapped", 1, "test") == images("disjoint", 1, "test") == ["i6.jpg", "i8.jpg"]
+
+
+def draws(n_images: int = 40, seed: int = 0) -> pd.DataFrame:
+    """An index of train images with one to three of cat, dog and person, and val images."""
+    rng = np.random.default_rng(seed)
+    shown = [rng.choice([8, 12, 15], rng.integers(1, 4), replace=False) for _ in range(n_images)]
+    labels = [" ".join(f"{value}:1" for value in sorted(row)) for row in shown]
+    return make_index(["train"] * n_images + ["val"], [*labels, "8:1 12:1 15:1"])
+
+
+def test_partitioned_gives_each_image_to_one_step() -> None:
+    index = draws()
+    scenario = parse_scenario("1-1", 3, "partitioned")
+    rows = split(index, pets(), scenario, range(3))
+    lists = [set(select(rows, step, "train")["image"]) for step in range(3)]
+    assert sum(map(len, lists)) == len(set().union(*lists)) == 40
+    overlapped = split(index, pets(), parse_scenario("1-1", 3), range(3))
+    for step, images in enumerate(lists):
+        shown = select(overlapped, step, "train")["image"]
+        assert images < set(shown)
+        assert select(rows, step, "test").equals(select(overlapped, step, "test"))
+    # No class is favoured: an image with two goes to either.
+    assert min(map(len, lists)) > 5
+
+
+def test_the_partition_knows_neither_the_scenario_nor_orders() -> None:
+    """So that scenarios with the same base classes may share their step 0."""
+    index = draws()
+    other = open_dataset("pets", "voc", Path("/nowhere"), ["person", "cat", "dog"])
+    names = [
+        [dataset.classes[label] for label in partition(index, dataset, presence(index, dataset))]
+        for dataset in (pets(), other)
+    ]
+    assert names[0] == names[1]
+    shuffled = index.sample(frac=1, random_state=1)
+    again = partition(shuffled, pets(), presence(shuffled, pets()))
+    assert [pets().classes[label] for label in again] == [names[0][i] for i in shuffled.index]
+    one, other_step_0 = (
+        split(index, pets(), parse_scenario(name, 3, "partitioned"), [0]) for name in ("1-1", "1-2")
+    )
+    assert one.equals(other_step_0)
+
+
+def test_images_without_a_class_belong_to_no_step_and_take_no_draw() -> None:
+    index = draws()
+    without = pd.concat(
+        [make_index(["train"], ["0:4 13:9"]).assign(image="a first.jpg"), index], ignore_index=True
+    )
+    home = partition(without, pets(), presence(without, pets()))
+    assert home[0] == 0
+    assert home[1:].tolist() == partition(index, pets(), presence(index, pets())).tolist()
+
+
+def test_where_there_are_test_images_val_images_are_apart() -> None:
+    index = make_index(["train", "val", "test", "test"], ["8:1", "8:1", "8:1", "0:1"])
+    rows = split(index, pets(1), parse_scenario("offline", 1), [0])
+    assert rows["subset"].tolist() == ["train", "test", "val"]
+    assert select(rows, 0, "test")["image"].tolist() == ["i2.jpg"]
+    assert select(rows, 0, "val")["image"].tolist() == ["i1.jpg"]
+
+
+def test_hashes_are_of_names_alone() -> None:
+    images = ["JPEGImages/b.jpg", "other/place/a.png"]
+    assert ids_hash(images) == ids_hash(["a", "b.jpg"]) == hashlib.sha256(b"a\nb\n").hexdigest()
+    rows = split(TRAIN_ONLY, pets(), parse_scenario("1-2", 3), [0, 1])
+    lists = manifest(rows)
+    assert lists[["step", "subset"]].to_numpy().tolist() == [
+        [step, subset] for step in (0, 1) for subset in ("train", "test")
+    ]
+    for step, subset, images_, sha256 in lists.itertuples(index=False):
+        chosen = select(rows, step, subset)["image"]
+        assert (images_, sha256) == (len(chosen), ids_hash(chosen))
 
 
 def test_offline_has_all_images_with_a_class() -> None:
