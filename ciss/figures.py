@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -34,6 +35,9 @@ from ciss.style import Style, pretty_name, split_run
 P = ParamSpec("P")
 
 _NOT_LEARNED = "#E8E8E8"
+_FORGETTING = "forgetting (points of IoU)"
+#: with more, forgetting is a map: marks would cover each other
+_MARKED_RUNS, _MARKED_CLASSES = 6, 40
 _POINTS_PER_INCH = 72
 
 
@@ -139,11 +143,7 @@ def class_heatmap(tidy: pd.DataFrame, style: Style) -> Figure:
     wide = tidy.groupby(["class_index", "step"])["iou"].mean().unstack("step")
     known = tidy.groupby(["class_index", "step"]).size().unstack("step").notna()
     classes = tidy.drop_duplicates("class_index").sort_values("class_index")
-    n_classes = len(wide)
-
-    row = 1.25 * style.font_size / _POINTS_PER_INCH
-    body = min(max(row * n_classes, 0.6 * style.height), style.max_height - 0.6)
-    figure, axes = _panel(style, height=body + 0.6)
+    figure, axes, every = _class_panel(len(wide), style, extra=0.6)
     image = axes.imshow(
         np.ma.masked_invalid(wide.to_numpy(float)),
         aspect="auto",
@@ -161,7 +161,6 @@ def class_heatmap(tidy: pd.DataFrame, style: Style) -> Figure:
         if step == 0 or sizes[step] > 1:
             axes.axhline(stop - 0.5, color="white", lw=0.6)
     axes.set(xlabel="step")
-    every = int(np.ceil(n_classes * row / body - 1e-9))
     _class_ticks(axes, classes, every)
     _step_ticks(axes, wide.columns.to_numpy(int).tolist(), 0.5 * style.width, style)
     axes.tick_params(length=2)
@@ -171,11 +170,12 @@ def class_heatmap(tidy: pd.DataFrame, style: Style) -> Figure:
 
 @_styled
 def forgetting_by_class(tidy: pd.DataFrame, style: Style) -> Figure:
-    """Best earlier IoU minus the final one for each class (rows) and run (marks).
+    """Best earlier IoU minus the final one for each class (rows) and run.
 
-    Classes that only the last step knows have none and no row. Several seeds give their mean and
-    a line of ± one sample standard deviation. Raises ``CissError`` when no run is finished or
-    nothing can be forgotten.
+    Marks with a line of ± one sample standard deviation over the seeds where few runs and classes
+    are shown, else a map of means with a column for each run. Classes that only the last step
+    knows have none and no row. Raises ``CissError`` when no run is finished or nothing can be
+    forgotten.
     """
     _one_scenario(tidy)
     lost = results.forgetting_by_class(tidy).dropna(subset="forgetting")
@@ -183,10 +183,14 @@ def forgetting_by_class(tidy: pd.DataFrame, style: Style) -> Figure:
         raise CissError(
             "no run has all its steps and a class to forget: there is no forgetting to draw"
         )
+    few = lost["run"].nunique() <= _MARKED_RUNS and lost["class_index"].nunique() <= _MARKED_CLASSES
+    return (_forgetting_marks if few else _forgetting_map)(lost, style)
+
+
+def _forgetting_marks(lost: pd.DataFrame, style: Style) -> Figure:
     classes = lost.drop_duplicates("class_index").sort_values("class_index")
     place = {index: i for i, index in enumerate(classes["class_index"])}
     runs = list(lost["run"].unique())
-
     line = 1.25 * style.font_size / _POINTS_PER_INCH
     row = max(line, 0.6 * style.marker_size * (len(runs) + 1) / _POINTS_PER_INCH)
     body = min(row * len(place) + 0.1, style.max_height - 0.5)
@@ -205,10 +209,35 @@ def forgetting_by_class(tidy: pd.DataFrame, style: Style) -> Figure:
     for i in range(every, len(place), every):
         axes.axhline(i - 0.5, color="#EEEEEE", lw=0.5, zorder=0)
     axes.axvline(0, color="#888888", lw=0.6, zorder=0)
-    axes.set(xlabel="forgetting (percentage points of IoU)", ylim=(len(place) - 0.35, -0.65))
+    axes.set(xlabel=_FORGETTING, ylim=(len(place) - 0.35, -0.65))
     _class_ticks(axes, classes, every)
     axes.tick_params(axis="y", length=0)
     _legend_below(figure, handles, style)
+    return figure
+
+
+def _forgetting_map(lost: pd.DataFrame, style: Style) -> Figure:
+    classes = lost.drop_duplicates("class_index").sort_values("class_index")
+    runs = list(lost["run"].unique())
+    wide = lost.groupby(["class_index", "run"])["forgetting"].mean().unstack("run")[runs]
+    values = wide.to_numpy(float)
+    figure, axes, every = _class_panel(len(classes), style, extra=1.0)
+    largest = float(np.nanmax(np.abs(values))) or 1.0
+    # White is nothing forgotten; both ends are dark, and few classes ever gain.
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        aspect="auto",
+        interpolation="nearest",
+        vmin=-largest,
+        vmax=largest,
+        cmap="PuOr_r",
+    )
+    axes.set_facecolor(_NOT_LEARNED)
+    _class_ticks(axes, classes, every)
+    axes.set_xticks(range(len(runs)), [_name(run) for run in runs], rotation=90)
+    axes.tick_params(length=2)
+    bar = _colour_bar(figure, image, axes, _FORGETTING)
+    bar.ax.set_ylim(min(float(np.nanmin(values)), 0), max(float(np.nanmax(values)), 0))
     return figure
 
 
@@ -223,27 +252,105 @@ def learning_curve(
 ) -> Figure:
     """Column ``y`` over column ``x`` of each run's table: how fast a class is learned.
 
+    A panel for each method, its initialisations as lines; methods with a single run share one.
     ``curves``: run as spelled in experiments → training history, such as with columns ``epoch``,
     ``iteration``, loss terms and ``iou_<class>``. Rows that share their ``x`` (seeds, iterations
     of an epoch) give a mean and a band of ± one sample standard deviation. Raises ``CissError``
     when a table lacks a column.
     """
-    figure, axes = _panel(style)
-    handles = []
     for run, table in curves.items():
         if lacking := {x, y} - set(table.columns):
             raise CissError(
                 f"the history of {run} has no column {', '.join(sorted(lacking))}; "
                 f"it has {', '.join(map(str, table.columns))}"
             )
+    methods = list(dict.fromkeys(split_run(run)[0] for run in curves))
+    apart = 1 < len(methods) < len(curves)
+    figure, panels = _panels(len(methods) if apart else 1, style)
+    handles: dict[str, Line2D] = {}
+    for run, table in curves.items():
+        method, init = split_run(run)
+        axes = panels[methods.index(method) if apart else 0]
         over = table.dropna(subset=y).groupby(x)[y].agg(["mean", "std"])
         line = _line(axes, run, over.index, over["mean"], style, len(curves))
+        if apart:
+            line.set_markevery(max(len(over) // 6, 1))
         if over["std"].notna().any():
             low, high = over["mean"] - over["std"], over["mean"] + over["std"]
             axes.fill_between(over.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
-        handles.append(line)
-    axes.set(xlabel=x_label or x, ylabel=y_label or y)
-    axes.margins(x=0.03)
+        handles.setdefault(init if apart else run, line)
+    for axes in panels:
+        axes.margins(x=0.05)
+        axes.xaxis.set_major_locator(MaxNLocator(4 if apart else "auto", integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4 if apart else "auto"))
+    if not apart:
+        panels[0].set(xlabel=x_label or x, ylabel=y_label or y)
+        _legend_below(figure, list(handles.values()), style)
+        return figure
+    for axes, method in zip(panels, methods, strict=True):
+        axes.set_title(pretty_name(method), pad=2)
+    for axes in panels[-3:]:
+        axes.set_xlabel(x_label or x)
+    figure.supylabel(y_label or y, fontsize=style.font_size)
+    _legend_below(figure, [_init_handle(init, style) for init in handles], style)
+    return figure
+
+
+def _init_handle(init: str, style: Style) -> Line2D:
+    """What a legend shows of an initialisation, whatever the method."""
+    run = f"any_{init}" if init else "any"
+    mark = _mark(run, style) | {"color": "#444444", "marker": "o"}
+    if mark["markerfacecolor"] != "white":
+        mark["markerfacecolor"] = "#444444"
+    label = pretty_name("", init).removeprefix(" + ") or "method's own"
+    return Line2D([], [], linestyle=style.look(run).line, label=label, **mark)
+
+
+@_styled
+def transfer_shares(
+    summary: pd.DataFrame, shares: Mapping[str, tuple[str, float]], style: Style
+) -> Figure:
+    """Scores over the share of the background's channels that new classifiers start from.
+
+    ``summary``: of one dataset and scenario; ``shares``: run → which channels (``awt`` or
+    ``randchannels``) and their share in percent; ``random`` starts without any and belongs to
+    every line of its method. Panels: base classes, new classes, all. Several seeds give their mean
+    and bars of ± one sample standard deviation.
+    """
+    base, last = (int(summary[name].iloc[0]) for name in ("n_base", "n_classes"))
+    new = f"{base + 1}–{last}" if last > base + 1 else str(last)
+    labels = {"old": f"mIoU 0–{base} (%)", "new": f"mIoU {new} (%)", "all": "mIoU all (%)"}
+    figure = _figure(style, 1.6 * style.height)
+    panels = figure.subplots(len(labels), 1, sharex=True)
+    lines: dict[tuple[str, str], list[str]] = {}
+    for run, (which, _) in shares.items():
+        lines.setdefault((split_run(run)[0], which), []).append(run)
+    starts = {method: runs for (method, which), runs in lines.items() if which == "random"}
+    handles = []
+    for (method, which), runs in lines.items():
+        if which == "random":
+            continue
+        members = sorted([*starts.get(method, []), *runs], key=lambda run: shares[run][1])
+        for axes, score in zip(panels, labels, strict=True):
+            over = summary.groupby("run")[score].agg(["mean", "std"]).reindex(members)
+            at = [shares[run][1] for run in members]
+            # Drawn as the line's own initialisation, whatever variants its points are.
+            run = f"{method}_{which}"
+            line = _line(axes, run, at, over["mean"], style, len(lines))
+            axes.errorbar(
+                at, over["mean"], over["std"], fmt="none", ecolor=line.get_color(), elinewidth=0.6
+            )
+            if score == "old":
+                handles.append(line)
+    for axes, label in zip(panels, labels.values(), strict=True):
+        _small_ticks(axes, style)
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(y=0.12)
+    ticks = sorted({share for _, share in shares.values()})
+    panels[-1].set_xticks(ticks, [f"{share:g}" for share in ticks])
+    panels[-1].set_xlabel("channels transferred (%)")
+    figure.align_ylabels(panels)
     _legend_below(figure, handles, style)
     return figure
 
@@ -362,9 +469,41 @@ def _figure(style: Style, height: float) -> Figure:
 def _panel(style: Style, height: float | None = None) -> tuple[Figure, Axes]:
     figure = _figure(style, height or style.height)
     axes = figure.add_subplot()
+    _small_ticks(axes, style)
+    return figure, axes
+
+
+def _panels(count: int, style: Style, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return a grid of ``count`` axes, three in a row, one alone as ``_panel`` makes it."""
+    if count == 1:
+        figure, axes = _panel(style)
+        return figure, [axes]
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    # One row must hold the label of all rows.
+    figure = _figure(style, max(0.4 * rows, 0.75) * style.height + 0.25)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
+    for position, axes in enumerate(grid):
+        _small_ticks(axes, style)
+        if position >= count:
+            axes.remove()
+        elif position + columns >= count:
+            # The last of its column: nothing below it shows the shared labels.
+            axes.tick_params(labelbottom=True)
+    return figure, list(grid[:count])
+
+
+def _small_ticks(axes: Axes, style: Style) -> None:
     # Ticks are made when the figure is drawn, when the settings of today are gone.
     axes.tick_params(labelsize=mpl.rcParams["xtick.labelsize"], labelfontfamily=style.font_family)
-    return figure, axes
+
+
+def _class_panel(n_classes: int, style: Style, extra: float) -> tuple[Figure, Axes, int]:
+    """Axes with a row a class and ``extra`` inches below, and every how many rows have a name."""
+    row = 1.25 * style.font_size / _POINTS_PER_INCH
+    body = min(max(row * n_classes, 0.6 * style.height), style.max_height - extra)
+    figure, axes = _panel(style, height=body + extra)
+    return figure, axes, int(np.ceil(n_classes * row / body - 1e-9))
 
 
 def _name(run: str) -> str:
@@ -376,7 +515,9 @@ def _mark(run: str, style: Style) -> dict[str, Any]:
     return {
         "color": look.colour,
         "marker": look.marker,
-        "markerfacecolor": look.colour if look.filled else "white",
+        "fillstyle": "full" if look.filling == "none" else look.filling,
+        "markerfacecolor": "white" if look.filling == "none" else look.colour,
+        "markerfacecoloralt": "white",
         "markeredgewidth": 0.8,
     }
 
@@ -413,7 +554,7 @@ def _shorten(name: str, length: int = 18) -> str:
     return name if len(name) <= length else f"{name[: length - 1].rstrip()}…"
 
 
-def _colour_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
+def _colour_bar(figure: Figure, image: Any, axes: Axes, label: str) -> Colorbar:
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=label)
     bar.outline.set_visible(False)
     bar.ax.tick_params(
@@ -421,6 +562,7 @@ def _colour_bar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
         labelfontfamily=mpl.rcParams["font.family"][0],
         length=2,
     )
+    return bar
 
 
 def _legend_below(

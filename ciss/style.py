@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,18 @@ METHOD_NAMES = {
     "ssul": "SSUL",
 }
 
-INIT_NAMES = {"random": "random", "mib": "MiB init", "awt": "AWT"}
+INIT_NAMES = {
+    "random": "random",
+    "mib": "MiB init",
+    "awt": "AWT",
+    "awt-10": "AWT 10 %",
+    "awt-50": "AWT 50 %",
+    "awt-75": "AWT 75 %",
+    "awt-perclass": "AWT per class",
+    "awt-copybias": "AWT copied bias",
+    "awt-replace": "AWT replacing",
+    "randchannels": "random channels",
+}
 
 DATASET_NAMES = {
     "voc": "Pascal VOC 2012",
@@ -48,20 +60,41 @@ _METHOD_LOOKS = {
     "plop": ("#D55E00", "D"),
     "ssul": ("#E69F00", "P"),
 }
-_OTHER_LOOKS = (("#000000", "X"), ("#7A4B1E", "d"))
+# For methods added later and for variants: none of the colours and markers above.
+_OTHER_COLOURS = ("#000000", "#7A4B1E", "#44AA99", "#AA4499")
+_OTHER_MARKERS: tuple[Any, ...] = ("X", "d", "h", "8", (6, 1, 0))
 
-# The initialisation is the line; the one under study stands out by its filled markers.
-_INIT_LINES: dict[str, Any] = {"": "-", "random": ":", "mib": "--", "awt": (0, (6, 1.2))}
-_OTHER_LINES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
+# The initialisation is the line and the marker's filling: full for AWT, the one under study.
+_INIT_LOOKS: dict[str, tuple[Any, str]] = {
+    "": ("-", "none"),
+    "random": (":", "none"),
+    "mib": ("--", "none"),
+    "randchannels": ("-.", "none"),
+    "awt": ((0, (6, 1.2)), "full"),
+    "awt-10": ((0, (1, 1.2)), "left"),
+    "awt-50": ((0, (4, 1.2, 1, 1.2)), "left"),
+    "awt-75": ((0, (8, 1.2, 3, 1.2)), "left"),
+    "awt-perclass": ((0, (4, 1.2, 1, 1.2)), "bottom"),
+    "awt-copybias": ((0, (4, 1.2, 1, 1.2)), "right"),
+    "awt-replace": ((0, (4, 1.2, 1, 1.2)), "top"),
+}
+_OTHER_LINES: tuple[Any, ...] = (
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+    (0, (5, 3)),
+    (0, (9, 2, 1, 2)),
+    (0, (2, 1)),
+)
+_OTHER_FILLINGS = ("none", "left", "right", "bottom", "top")
 
 
 class Look(NamedTuple):
-    """How one run is drawn: Matplotlib's colour, marker and line style."""
+    """How one run is drawn: Matplotlib's colour, marker, line style and filling of the marker."""
 
     colour: str
-    marker: str
+    marker: Any
     line: Any
-    filled: bool
+    filling: str
 
 
 @dataclass(frozen=True)
@@ -94,12 +127,23 @@ class Style:
     def look(self, run: str) -> Look:
         """Colour and marker by method, line and filling by initialisation.
 
-        They depend on the name alone, so that a run looks the same whatever is drawn beside it.
+        They depend on the name alone, so that a run looks the same whatever is drawn beside it. A
+        variant whose name is a method's and a number or a hyphen (``mib100``, ``plop-mine``) has
+        the method's colour and a marker of its own.
         """
         method, init = split_run(run)
-        colour, marker = _METHOD_LOOKS.get(method) or _pick(_OTHER_LOOKS, method)
-        line = _INIT_LINES.get(init) or _pick(_OTHER_LINES, init)
-        return Look(self.colours.get(method, colour), marker, line, filled=init == "awt")
+        line, filling = _INIT_LOOKS.get(init) or (
+            _pick(_OTHER_LINES, init),
+            _pick(_OTHER_FILLINGS, f"filling of {init}"),
+        )
+        if method in _METHOD_LOOKS:
+            colour, marker = _METHOD_LOOKS[method]
+        else:
+            parent = re.split(r"[-0-9]", method)[0]
+            colour = _METHOD_LOOKS.get(parent, (_pick(_OTHER_COLOURS, method),))[0]
+            colour = self.colours.get(parent, colour)
+            marker = _pick(_OTHER_MARKERS, f"marker of {method}")
+        return Look(self.colours.get(method, colour), marker, line, filling)
 
 
 def style_from_config(settings: Mapping[str, Any]) -> Style:

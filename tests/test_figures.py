@@ -135,7 +135,7 @@ def test_run_looks_the_same_whatever_is_beside_it():
 def test_looks():
     assert STYLE.look("mib").colour == STYLE.look("mib_awt").colour
     assert STYLE.look("mib").line != STYLE.look("mib_awt").line
-    assert STYLE.look("mib_awt").filled
+    assert STYLE.look("mib_awt").filling == "full"
     assert Style(colours={"mib": "#123456"}).look("mib_awt").colour == "#123456"
     assert STYLE.look("mine_own") == STYLE.look("mine_own")
 

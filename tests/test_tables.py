@@ -166,6 +166,6 @@ def test_pretty_names():
     assert pretty_name("lwf-mc") == "LWF-MC"
     assert pretty_name("plop", "awt") == "PLOP + AWT"
     assert pretty_name("ft", "mib") == "FT + MiB init"
-    assert pretty_name("mine", "randchannels") == "mine + randchannels"
+    assert pretty_name("mine", "randchannels") == "mine + random channels"
     assert pretty_name(*split_run("lwf-mc_random")) == "LWF-MC + random"
     assert split_run("mib") == ("mib", "")
