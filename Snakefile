@@ -26,6 +26,7 @@ localrules:
     transfer,
     table,
     figures,
+    shares_figure,
     class_figure,
     paper,
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ciss import initialisations, methods
@@ -121,6 +121,33 @@ def configured_experiments(config: Config) -> dict[str, Experiment]:
     for matrix in config["matrices"]:
         found.extend(matrix_experiments(config, matrix))
     return {experiment.name: experiment for experiment in found}
+
+
+def transfer_shares(chosen: Iterable[Experiment], channels: int) -> dict[str, tuple[str, float]]:
+    """Find runs of one scenario that differ in how many channels they transfer.
+
+    Returns run → which channels (``awt``, ``randchannels``; ``random`` transfers none) and their
+    share of ``channels`` in percent, for the methods that come with at least two shares of AWT;
+    empty where none does. Variants of AWT with other options than the first one's are left out.
+    """
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    others: dict[str, dict[str, object]] = {}
+    for experiment in chosen:
+        kind, method = experiment.init.kind, experiment.method.name
+        if kind not in ("awt", "randchannels", "random"):
+            continue
+        options = initialisations.options_of(kind, experiment.init.options)
+        fraction = options.pop("fraction", 0)
+        if kind == "awt" and others.setdefault(method, options) != options:
+            continue
+        share = 100 * (fraction / channels if fraction > 1 else fraction)
+        found.setdefault(method, {})[experiment.run] = (kind, share)
+    return {
+        run: entry
+        for runs in found.values()
+        if len({share for kind, share in runs.values() if kind == "awt"}) > 1
+        for run, entry in runs.items()
+    }
 
 
 def _nearest(config: Config, name: str) -> str:

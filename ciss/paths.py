@@ -29,6 +29,9 @@ FIGURES = f"{REPORT}/figures/{{dataset}}_{{scenario}}"
 #: what is drawn of each scenario of a report
 SCENARIO_FIGURES = ("miou_by_step", "base_miou_by_step", "forgetting_by_class", "learning_curve")
 
+#: drawn where a report's runs differ in the share of channels that AWT transfers
+SHARES_FIGURE = "transfer_shares"
+
 
 def artifact(pattern: str, experiment: Experiment, seed: int, step: int) -> str:
     """Fill one of the patterns above for a step of an experiment."""

@@ -49,7 +49,7 @@ DATASET_NAMES = {
 # that stay apart from them under simulated colour blindness. With a marker of its own for each
 # method, curves can be told apart in grey too.
 _METHOD_LOOKS = {
-    "ft": ("#B0B0B0", "o"),
+    "ft": ("#8C8C8C", "o"),
     "lwf": ("#56B4E9", "s"),
     "lwf-mc": ("#332288", "p"),
     "ilt": ("#009E73", "v"),

@@ -46,7 +46,7 @@ rule figures:
                     caption=f"../report/{figure}.rst",
                     category="Figures",
                     subcategory="{dataset} {scenario}",
-                    labels={"figure": figure.replace("_", " "), "format": extension},
+                    labels={"figure": figure.replace("_", " ")},
                 )
                 if extension == "png"
                 else at(f"{paths.FIGURES}/{figure}.{extension}")
@@ -72,6 +72,39 @@ rule figures:
         " {params.style:q} --output {params.folder:q} --log {log:q}"
 
 
+rule shares_figure:
+    """Draw the scores of a scenario over the share of channels that AWT transfers."""
+    input:
+        at(f"{paths.REPORT}/summary.csv"),
+    output:
+        pdf=at(f"{paths.FIGURES}/{paths.SHARES_FIGURE}.pdf"),
+        png=report(
+            at(f"{paths.FIGURES}/{paths.SHARES_FIGURE}.png"),
+            caption=f"../report/{paths.SHARES_FIGURE}.rst",
+            category="Figures",
+            subcategory="{dataset} {scenario}",
+            labels={"figure": "shares of channels"},
+        ),
+    log:
+        at(f"{paths.FIGURES}/logs/{paths.SHARES_FIGURE}.log"),
+    benchmark:
+        at(f"{paths.FIGURES}/benchmarks/{paths.SHARES_FIGURE}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    params:
+        program=program("shares_figure.py"),
+        style=option_flags(CONFIG["figures"]),
+        shares=lambda wildcards: [
+            f"{run}={which}={share:g}"
+            for run, (which, share) in shares_of(report_experiments(wildcards)).items()
+        ],
+        folder=lambda wildcards, output: str(Path(output.pdf).parent),
+    shell:
+        "{params.program:q} --summary {input:q} --dataset {wildcards.dataset}"
+        " --scenario {wildcards.scenario} --shares {params.shares:q} {params.style:q}"
+        " --output {params.folder:q} --log {log:q}"
+
+
 rule class_figure:
     """Draw the IoU of each class after each step of one run."""
     input:
@@ -83,7 +116,7 @@ rule class_figure:
             caption="../report/classes.rst",
             category="Figures",
             subcategory="{dataset} {scenario}",
-            labels={"figure": "classes of {run}", "format": "png"},
+            labels={"figure": "classes of {run}"},
         ),
     log:
         at(f"{paths.FIGURES}/logs/classes_{{run}}.log"),

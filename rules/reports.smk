@@ -49,6 +49,25 @@ def figures_folder(report, experiment):
     return at(paths.FIGURES.format(**names))
 
 
+def shares_of(chosen):
+    """Shares of transferred channels, where the experiments of a scenario differ in them."""
+    first = chosen[0]
+    model = settings_at(first.dataset, first.scenario.name)["model"]
+    return experiments.transfer_shares(chosen, model["head_channels"])
+
+
+def shares_figures(chosen, report):
+    """Figures of the scenarios whose experiments differ in the share of transferred channels."""
+    by_scenario = {}
+    for e in chosen:
+        by_scenario.setdefault(figures_folder(report, e), []).append(e)
+    return [
+        f"{folder}/{paths.SHARES_FIGURE}.pdf"
+        for folder, members in by_scenario.items()
+        if shares_of(members)
+    ]
+
+
 def report_files(report):
     """The tables and figures of a report."""
     chosen, _ = REPORTS[report]
@@ -59,6 +78,7 @@ def report_files(report):
     return [
         at(f"{paths.REPORT.format(report=report)}/table.md"),
         *[f"{folder}/{paths.SCENARIO_FIGURES[0]}.pdf" for folder in by_step],
+        *shares_figures(chosen, report),
         *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in chosen],
     ]
 

@@ -16,6 +16,7 @@ from ciss.experiments import (
     matrix_experiments,
     parse_experiment,
     parse_run,
+    transfer_shares,
 )
 
 CONFIG = configuration.checked(yaml.safe_load((REPOSITORY / "config.yaml").read_text()))
@@ -107,6 +108,31 @@ def test_facts_that_the_rules_ask_for() -> None:
     assert (ewc.needs_attribution, ewc.keeps_importances) == (False, True)
     assert ewc.run_at(0) == "ce-importance"
     assert paths.artifact(paths.MODEL, ewc, 4, 2) == "voc/15-1/ewc/seed4/step2/model.safetensors"
+
+
+def test_runs_that_differ_in_the_share_of_channels_only() -> None:
+    def shares(*runs: str, dataset: str = "voc_15-1") -> dict[str, tuple[str, float]]:
+        chosen = [parse_experiment(CONFIG, f"{dataset}_{run}") for run in runs]
+        return transfer_shares(chosen, channels=256)
+
+    assert shares("mib", "mib_random", "mib_awt", "mib_randchannels", "ft_awt-10") == {}
+    assert shares("ft", "ft_awt-10", "mib_awt", "ft_awt", "mib", "ft_awt-perclass") == {
+        "ft": ("random", 0),
+        "ft_awt-10": ("awt", 10),
+        "ft_awt": ("awt", 25),
+    }
+    assert shares("mib_random", "mib_awt-50", "mib_awt-75", "mib_randchannels", "mib") == {
+        "mib_random": ("random", 0),
+        "mib_awt-50": ("awt", 50),
+        "mib_awt-75": ("awt", 75),
+        "mib_randchannels": ("randchannels", 25),
+    }
+    counted = configuration.checked(
+        {**CONFIG, "initialisations": {"awt-64": {"initialisation": "awt", "fraction": 64}}}
+    )
+    chosen = [parse_experiment(counted, f"voc_15-1_mib_{init}") for init in ("awt-64", "awt")]
+    assert transfer_shares(chosen, channels=256) == {}
+    assert transfer_shares(chosen, channels=128)["mib_awt-64"] == ("awt", 50)
 
 
 def test_options_are_those_of_the_scenario() -> None:

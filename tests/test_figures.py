@@ -5,14 +5,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import REPOSITORY, run_python
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from ciss import figures, style
+from ciss import figures, initialisations, results, style
+from ciss.config import read_config
 from ciss.errors import CissError
 from ciss.style import METHOD_NAMES, Style, style_from_config
 
 STYLE = Style(dpi=100)
+#: points; what journals still print
+SMALLEST = 5
 TWELVE = [*METHOD_NAMES, "mib_awt", "plop_awt"]
 
 
@@ -44,6 +47,7 @@ def texts(figure):
     """Visible texts of a drawn figure with their boxes in pixels."""
     figure.canvas.draw()
     found = []
+    found += [text for text in (figure._supxlabel, figure._supylabel) if text is not None]
     for axes in (axes for axes in figure.axes if axes.axison):
         found += [axes.title, axes.xaxis.label, axes.yaxis.label]
         for axis in (axes.xaxis, axes.yaxis):
@@ -56,15 +60,15 @@ def texts(figure):
             ]
     for legend in figure.legends:
         found += legend.get_texts()
-    return [
-        (text.get_text(), text.get_window_extent())
-        for text in found
-        if text.get_visible() and text.get_text()
-    ]
+    found = [text for text in found if text.get_visible() and text.get_text()]
+    small = [text.get_text() for text in found if text.get_fontsize() < SMALLEST]
+    assert small == []
+    return [(text.get_text(), text.get_window_extent()) for text in found]
 
 
 def assert_legible(figure):
     boxes = texts(figure)
+    assert boxes
     for i, (text, box) in enumerate(boxes):
         assert box.x0 >= -1, text
         assert box.y0 >= -1, text
@@ -79,6 +83,7 @@ CASES = {
     "12 runs, 16 steps": (TWELVE, (6, *[1] * 15), 1, ()),
     "3 seeds, absent classes": (["mib", "mib_awt"], (16, 1, 1, 1, 1, 1), 3, (4, 18)),
     "150 classes": (["mib", "plop_awt"], (101, 50), 1, ()),
+    "12 runs, 11 steps, 150 classes": (TWELVE, (101, *[5] * 10), 1, ()),
 }
 
 
@@ -138,6 +143,42 @@ def test_looks():
     assert STYLE.look("mib_awt").filling == "full"
     assert Style(colours={"mib": "#123456"}).look("mib_awt").colour == "#123456"
     assert STYLE.look("mine_own") == STYLE.look("mine_own")
+
+
+def test_variants_and_methods_added_later_have_a_look_of_their_own():
+    assert STYLE.look("mib100").colour == STYLE.look("mib_awt").colour
+    assert STYLE.look("mib100").marker != STYLE.look("mib").marker
+    assert STYLE.look("lwf-mc").colour != STYLE.look("lwf").colour
+    assert STYLE.look("pixels").colour != STYLE.look("pi").colour
+    assert Style(colours={"mib": "#123456"}).look("mib100").colour == "#123456"
+    new = STYLE.look("mine")
+    assert new.colour not in {STYLE.look(method).colour for method in METHOD_NAMES}
+    assert new.marker not in {STYLE.look(method).marker for method in METHOD_NAMES}
+
+
+def test_runs_can_be_told_apart_in_grey():
+    """Whatever the colours: by marker, line or filling."""
+    inits = [
+        "",
+        *read_config(REPOSITORY / "config.yaml")["initialisations"],
+        *initialisations.names(),
+    ]
+    runs = [f"{method}_{init}" if init else method for method in METHOD_NAMES for init in inits]
+    assert len(runs) > 100
+    looks = {(str(look.marker), str(look.line), look.filling) for look in map(STYLE.look, runs)}
+    assert len(looks) == len(runs)
+
+
+def luminance(colour):
+    """Relative luminance of sRGB, 0 to 1 (WCAG 2)."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_every_colour_stands_out_from_the_paper():
+    for method in [*METHOD_NAMES, "mine", "another", "third"]:
+        assert 1.05 / (luminance(STYLE.look(method).colour) + 0.05) > 2.2, method
 
 
 def test_style_from_config():
@@ -200,6 +241,18 @@ def test_forgetting_needs_a_finished_run_with_something_to_forget():
         figures.miou_by_step(pd.concat([tidy, tidy.assign(scenario="y")]), STYLE)
 
 
+def test_forgetting_of_many_runs_or_classes_is_a_map():
+    tidy = made_up(TWELVE, (2, 1), seeds=2)
+    figure = figures.forgetting_by_class(tidy, STYLE)
+    lost = results.forgetting_by_class(tidy).groupby(["class_index", "run"])["forgetting"].mean()
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (2, 12)
+    assert shown[1, TWELVE.index("mib_awt")] == pytest.approx(lost[(1, "mib_awt")])
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == -high
+    assert "MiB + AWT" in [text for text, _ in texts(figure)]
+
+
 def test_forgetting_draws_best_earlier_minus_final():
     tidy = made_up(["mib"], (2, 1)).assign(iou=[80.0, 70.0, 60.0, 75.0, 10.0])
     marks = lines(figures.forgetting_by_class(tidy, STYLE))["MiB"]
@@ -216,6 +269,51 @@ def test_learning_curve_averages_rows_of_one_epoch():
     assert_legible(figure)
     with pytest.raises(CissError, match="history of mib has no column iou_dog; it has epoch, iou_"):
         figures.learning_curve({"mib": history}, STYLE, y="iou_dog")
+
+
+def test_learning_curves_of_several_methods_have_a_panel_each():
+    runs = [run for method in METHOD_NAMES for run in (method, f"{method}_awt")]
+    history = pd.DataFrame({"epoch": range(1, 31), "iou_new": np.linspace(1, 60, 30)})
+    runs = [*runs, "mib_random"]
+    figure = figures.learning_curve(
+        dict.fromkeys(runs, history), STYLE, y="iou_new", y_label="IoU of the new classes (%)"
+    )
+    assert [axes.get_title() for axes in figure.axes] == [*METHOD_NAMES.values()]
+    assert [len(axes.lines) for axes in figure.axes] == [
+        3 if method == "mib" else 2 for method in METHOD_NAMES
+    ]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["method's own", "AWT", "random"]
+    assert_legible(figure)
+    two = figures.learning_curve(
+        dict.fromkeys(["ft", "mib", "mib_awt"], history), STYLE, y="iou_new", y_label="IoU (%)"
+    )
+    assert_legible(two)
+
+
+SHARES = {
+    "mib_random": ("random", 0),
+    "mib_awt-10": ("awt", 10),
+    "mib_awt": ("awt", 25),
+    "mib_awt-75": ("awt", 75),
+    "mib_randchannels": ("randchannels", 25),
+    "plop_awt": ("awt", 25),
+    "plop_awt-50": ("awt", 50),
+}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_scores_over_the_share_of_channels(seeds):
+    summary = results.summary(made_up([*SHARES, "ft"], (3, 1, 1), seeds=seeds))
+    figure = figures.transfer_shares(summary, SHARES, STYLE)
+    mean = summary.groupby("run")[["old", "new", "all"]].mean()
+    for axes, score in zip(figure.axes, ["old", "new", "all"], strict=True):
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        expected = [[x, mean.loc[run, score]] for run, (_, x) in SHARES.items()]
+        assert drawn["MiB + AWT"] == expected[:4]
+        assert drawn["MiB + random channels"] == [expected[0], expected[4]]
+        assert drawn["PLOP + AWT"] == expected[5:]
+    assert_legible(figure)
 
 
 def test_channel_scores_are_sorted_and_marked():
