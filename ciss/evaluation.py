@@ -10,6 +10,7 @@ from torch import Tensor
 from ciss.loading import to_network_input
 from ciss.metrics import confusion_matrix
 from ciss.models import SegmentationNetwork
+from ciss.pixelwise import predict
 
 
 @torch.inference_mode()
@@ -24,6 +25,7 @@ def evaluate(
     network = network.to(device).eval()
     total = torch.zeros(network.n_classes, network.n_classes, dtype=torch.int64, device=device)
     for images, labels in batches:
-        logits = network(to_network_input(images.to(device, non_blocking=True))).logits
-        total += confusion_matrix(labels.to(device).long(), logits.argmax(1), network.n_classes)
+        output = network(to_network_input(images.to(device, non_blocking=True)))
+        predicted = predict(output.upsampled)
+        total += confusion_matrix(labels.to(device).long(), predicted, network.n_classes)
     return total.cpu()

@@ -1,7 +1,7 @@
 """The methods' losses on logits, one value per pixel.
 
 Every function takes logits of any floating type, computes in float32 (float64 stays float64), and
-returns a map [B, H, W] that the methods average with ``ciss.methods.base.pixel_mean``. Labels are
+returns a map [B, H, W] that ``ciss.pixelwise.pixel_means`` averages, block by block. Labels are
 int64 [B, H, W] in learning order; ``VOID`` pixels cost 0 in the losses on labels. Channels are
 background, old classes, new classes; ``n_old`` counts the first two kinds.
 
@@ -18,11 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciss.datasets.base import VOID
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """Return ``values`` in float32, or as they are where they are float64."""
-    return values if values.dtype == torch.float64 else values.float()
+from ciss.pixelwise import full_precision
 
 
 def label_logits(logits: Tensor, labels: Tensor) -> Tensor:

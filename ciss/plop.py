@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ciss.datasets.base import VOID
-from ciss.losses import full_precision
+from ciss.pixelwise import Upsampled, full_precision, pixel_maps
 
 #: a map is pooled whole, in 2×2 and in 4×4 cells (the paper's Local POD)
 SCALES = (1, 2, 4)
@@ -51,7 +51,7 @@ def fold_into_background(logits: Tensor, n_old: int) -> Tensor:
     return torch.cat([background, logits[:, 1:n_old]], dim=1)
 
 
-def old_predictions(teacher_logits: Tensor, n_outputs: int) -> tuple[Tensor, Tensor]:
+def old_predictions(teacher_logits: Upsampled, n_outputs: int) -> tuple[Tensor, Tensor]:
     """Uncertainty (float) and class (int64) of the teacher's predictions, both [B, H, W].
 
     The uncertainty is PLOP's as published: the entropy's *mean* over the old classes, over the
@@ -59,20 +59,25 @@ def old_predictions(teacher_logits: Tensor, n_outputs: int) -> tuple[Tensor, Ten
     [0, 1]: with 16 old classes it stays below 0.022, in the first three of 100 bins. Every
     published result of PLOP rests on it.
     """
-    probabilities = full_precision(teacher_logits).softmax(dim=1)
-    mean = -(probabilities * (probabilities + 1e-8).log()).mean(dim=1)
-    uncertainty = mean / math.log(teacher_logits.shape[1]) / math.log(n_outputs)
-    return uncertainty, probabilities.argmax(dim=1)
+    n_old = teacher_logits.maps.shape[1]
+
+    def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = logits.softmax(dim=1)
+        mean = -(probabilities * (probabilities + 1e-8).log()).mean(dim=1)
+        return mean / math.log(n_old) / math.log(n_outputs), probabilities.argmax(dim=1)
+
+    uncertainty, predicted = pixel_maps(predict, teacher_logits)
+    return uncertainty, predicted
 
 
 def uncertainty_histogram(
-    teacher_logits: Tensor, labels: Tensor, n_outputs: int, bins: int
+    teacher_logits: Upsampled, labels: Tensor, n_outputs: int, bins: int
 ) -> Tensor:
     """Count background pixels by predicted old class and uncertainty: [n_old, bins] int64.
 
     Bins are equal parts of [0, 1]; the last takes what lies above.
     """
-    n_old = teacher_logits.shape[1]
+    n_old = teacher_logits.maps.shape[1]
     uncertainty, predicted = old_predictions(teacher_logits, n_outputs)
     bin_index = (uncertainty * bins).long().clamp_(max=bins - 1)
     slot = torch.where(labels == 0, predicted * bins + bin_index, n_old * bins)
@@ -117,7 +122,7 @@ def median_thresholds(histogram: Tensor, lowest: float, published: bool = False)
 
 
 def pseudo_labels(
-    labels: Tensor, teacher_logits: Tensor, thresholds: Tensor, n_outputs: int
+    labels: Tensor, teacher_logits: Upsampled, thresholds: Tensor, n_outputs: int
 ) -> tuple[Tensor, Tensor]:
     """Replace background by what the teacher is confident of.
 
@@ -125,7 +130,7 @@ def pseudo_labels(
     image's background pixels where it is (the paper's ν). The share is 0 for an image without
     background, as published: such an image does not train the classifier.
     """
-    old = labels < teacher_logits.shape[1]
+    old = labels < teacher_logits.maps.shape[1]
     uncertainty, predicted = old_predictions(teacher_logits, n_outputs)
     confident = old & (uncertainty < thresholds[predicted])
     result = torch.where(confident, predicted, labels.masked_fill(old, VOID))

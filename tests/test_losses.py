@@ -12,7 +12,7 @@ from helpers import golden_cases, load_case, relative_difference
 from torch import Tensor
 
 from ciss import losses
-from ciss.methods.base import VOID, pixel_mean
+from ciss.methods.base import VOID
 
 TOLERANCE = 2e-5
 
@@ -37,7 +37,7 @@ def assert_matches(arrays: dict[str, np.ndarray], key: str, ours: Tensor) -> Non
 def check_mean_and_gradient(
     arrays: dict[str, np.ndarray], logits: Tensor, per_pixel: Tensor, mean: str, gradient: str
 ) -> None:
-    value = pixel_mean(per_pixel)
+    value = per_pixel.mean()
     assert_matches(arrays, mean, value)
     (ours,) = torch.autograd.grad(value, logits)
     assert_matches(arrays, gradient, ours)
@@ -70,7 +70,7 @@ def test_distillations_match_published(case: dict[str, Any]) -> None:
         assert_matches(arrays, f"{name}_map_a1", per_pixel)
         check_mean_and_gradient(arrays, logits, per_pixel, f"{name}_mean_a1", f"{name}_grad_a1")
         masked = per_pixel * (labels < old.shape[1])
-        assert_matches(arrays, f"{name}_mean_masked", pixel_mean(masked))
+        assert_matches(arrays, f"{name}_mean_masked", masked.mean())
         # the published `alpha` sharpens the teacher: an argument of the caller here
         sharpened = loss(logits, case["hyperparameters"]["kd_alpha_other"] * old)
         check_mean_and_gradient(arrays, logits, sharpened, f"{name}_mean_aX", f"{name}_grad_aX")
@@ -178,7 +178,7 @@ def test_losses_are_finite_float32(dtype: torch.dtype, which: str) -> None:
     for name, per_pixel in every_loss(logits, teacher, labels).items():
         assert per_pixel.dtype == torch.float32, name
         assert per_pixel.isfinite().all(), name
-        (gradient,) = torch.autograd.grad(pixel_mean(per_pixel), logits)
+        (gradient,) = torch.autograd.grad(per_pixel.mean(), logits)
         assert gradient.dtype == dtype, name
         assert gradient.isfinite().all(), name
         if which == "void" and name in ("ce", "bce", "unce"):

@@ -17,6 +17,7 @@ from torch import nn
 from ciss import methods
 from ciss.errors import CissError
 from ciss.methods.base import VOID, Batch, Method
+from ciss.pixelwise import Upsampled
 
 NAMES = methods.names()
 WITH_TEACHER = ("lwf", "lwf-mc", "ilt", "mib", "plop")
@@ -40,8 +41,8 @@ def random_outputs(channels: int, seed: int, dtype: torch.dtype = torch.float32)
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(2, *shape, generator=generator).to(dtype).requires_grad_()
 
-    return SimpleNamespace(
-        logits=draw(channels, 16, 16),
+    return full_size(
+        draw(channels, 16, 16),
         small_logits=draw(channels, 4, 4),
         body=draw(5, 4, 4),
         pre_logits=draw(8, 4, 4),
@@ -49,12 +50,18 @@ def random_outputs(channels: int, seed: int, dtype: torch.dtype = torch.float32)
     )
 
 
+def full_size(logits: torch.Tensor, **others: Any) -> Any:
+    """An output whose logits are at the images' size already."""
+    return SimpleNamespace(logits=logits, upsampled=Upsampled.of(logits), **others)
+
+
 def detached(outputs: Any) -> Any:
     values = {
         name: [v.detach() for v in value] if isinstance(value, list) else value.detach()
         for name, value in vars(outputs).items()
+        if name != "upsampled"
     }
-    return SimpleNamespace(**values)
+    return full_size(**values)
 
 
 def random_labels(which: str = "mixed") -> torch.Tensor:
@@ -182,6 +189,7 @@ def test_a_student_that_repeats_its_teacher_pays_only_the_entropy(name: str) -> 
         new = torch.full_like(old[:, :N_NEW], fill)
         setattr(student, key, torch.cat([old, new], dim=1))
     student.logits.requires_grad_()
+    student.upsampled = Upsampled.of(student.logits)
     terms = method.losses(Batch(random_labels(), student, teacher))
     del terms["classification"]
     assert terms
@@ -211,10 +219,9 @@ def test_terms_match_the_published_trainer(
     body = torch.from_numpy(arrays["body_new"]).requires_grad_()
     batch = Batch(
         torch.from_numpy(arrays["labels"]).long(),
-        SimpleNamespace(logits=logits, body=body),
-        SimpleNamespace(
-            logits=torch.from_numpy(arrays["logits_old"]),
-            body=torch.from_numpy(arrays["body_old"]),
+        full_size(logits, body=body),
+        full_size(
+            torch.from_numpy(arrays["logits_old"]), body=torch.from_numpy(arrays["body_old"])
         ),
     )
     terms = method.losses(batch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ciss import methods, plop
 from ciss.methods.base import VOID, Batch
+from ciss.pixelwise import Upsampled
 
 TOLERANCE = 2e-5
 
@@ -27,7 +28,10 @@ def outputs(arrays: dict[str, np.ndarray], side: str, logits: Tensor) -> SimpleN
     if side == "new":
         maps = [m.requires_grad_() for m in maps]
     return SimpleNamespace(
-        logits=logits, attentions=maps[:4], pre_logits=maps[4], small_logits=maps[5]
+        upsampled=Upsampled.of(logits),
+        attentions=maps[:4],
+        pre_logits=maps[4],
+        small_logits=maps[5],
     )
 
 
@@ -35,7 +39,7 @@ class Replay(nn.Module):
     """A teacher whose inputs are its outputs."""
 
     def forward(self, inputs: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=inputs)
+        return SimpleNamespace(upsampled=Upsampled.of(inputs))
 
 
 def prepare(arrays: dict[str, np.ndarray], hyper: dict[str, Any], **options: Any) -> methods.Method:
@@ -91,7 +95,7 @@ def test_histogram_and_thresholds_match(case: dict[str, Any]) -> None:
     n_old = hyper["n_old"]
     histogram = sum(
         plop.uncertainty_histogram(
-            torch.from_numpy(arrays[f"median_logits_old_{i}"]),
+            Upsampled.of(torch.from_numpy(arrays[f"median_logits_old_{i}"])),
             torch.from_numpy(arrays[f"median_labels_{i}"]).long(),
             hyper["n_tot"],
             hyper["nb_bins"],
@@ -108,7 +112,7 @@ def test_histogram_and_thresholds_match(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", cases("pseudo_"))
 def test_pseudo_labels_match_published(case: dict[str, Any]) -> None:
     arrays, hyper = load_case(case), case["hyperparameters"]
-    old = torch.from_numpy(arrays["logits_old"])
+    old = Upsampled.of(torch.from_numpy(arrays["logits_old"]))
     labels = torch.from_numpy(arrays["labels"]).long()
     uncertainty, _ = plop.old_predictions(old, hyper["n_tot"])
     reference = arrays["entropy_map"] / arrays["max_entropy"]
@@ -189,10 +193,10 @@ def test_void_and_new_labels_stay() -> None:
     labels = torch.tensor([[[0, VOID, 3, 3]]])
     teacher = torch.randn(1, 3, 1, 4)
     sure = torch.full((3,), torch.inf)
-    pseudo, share = plop.pseudo_labels(labels, teacher, sure, 4)
+    pseudo, share = plop.pseudo_labels(labels, Upsampled.of(teacher), sure, 4)
     assert pseudo[0, 0, 0] == teacher[0, :, 0, 0].argmax()
     assert pseudo[0, 0, 1:].tolist() == [VOID, 3, 3]
     assert share.tolist() == pytest.approx([1.0])
-    pseudo, share = plop.pseudo_labels(labels, teacher, torch.zeros(3), 4)
+    pseudo, share = plop.pseudo_labels(labels, Upsampled.of(teacher), torch.zeros(3), 4)
     assert pseudo[0, 0].tolist() == [VOID, VOID, 3, 3]
     assert share.tolist() == [0.0]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ciss.datasets.base import VOID as VOID
+from ciss.pixelwise import pixel_means
 
 
 @dataclass
@@ -63,9 +63,24 @@ class Method:
         does not need the pass does not consume it.
         """
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the named terms of the loss, weights included; their sum is back-propagated."""
+    def per_pixel(
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the named terms of the loss that are means over pixels, before the mean.
+
+        ``labels`` [b, r, W], ``logits`` [b, N, r, W] and ``teacher_logits`` (``None`` without a
+        teacher) are a block of rows at full resolution; each term is a map [b, r, W], its weight
+        included, zero at void where it looks at labels.
+        """
         raise NotImplementedError
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the named terms of the loss, weights included; their sum is back-propagated.
+
+        These are the means of ``per_pixel``; a method with other terms adds them.
+        """
+        teacher = None if batch.teacher is None else batch.teacher.upsampled
+        return pixel_means(self.per_pixel, batch.labels, batch.student.upsampled, teacher)
 
     def after_backward(self, network: nn.Module) -> None:
         """See the gradients of ``losses`` before the penalty is added (importances of EWC…)."""
@@ -92,8 +107,3 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` returned."""
-
-
-def pixel_mean(per_pixel: Tensor) -> Tensor:
-    """Average over all pixels, void ones (already zero) included, as MiB and its successors do."""
-    return torch.mean(per_pixel)

@@ -8,16 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ciss.losses import cross_entropy, distillation
-from ciss.methods.base import Batch, Method, pixel_mean
-
-
-def add_distillation(
-    terms: dict[str, Tensor], batch: Batch, weight: float, name: str = "distillation"
-) -> None:
-    """Add ``weight`` × plain distillation to ``terms`` where there is a teacher and a weight."""
-    if batch.teacher is not None and weight:
-        per_pixel = distillation(batch.student.logits, batch.teacher.logits)
-        terms[name] = weight * pixel_mean(per_pixel)
+from ciss.methods.base import Method
 
 
 class FineTuning(Method):
@@ -35,8 +26,12 @@ class FineTuning(Method):
         super().__init__(options, n_old, n_new)
         self.needs_teacher = bool(self.options["distillation"])
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def per_pixel(
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
+    ) -> dict[str, Tensor]:
         """Cross-entropy and, where it has a weight, distillation."""
-        terms = {"classification": pixel_mean(cross_entropy(batch.student.logits, batch.labels))}
-        add_distillation(terms, batch, self.options["distillation"])
+        terms = {"classification": cross_entropy(logits, labels)}
+        weight = self.options["distillation"]
+        if teacher_logits is not None and weight:
+            terms["distillation"] = weight * distillation(logits, teacher_logits)
         return terms

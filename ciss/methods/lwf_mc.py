@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ciss.losses import binary_cross_entropy, binary_distillation
-from ciss.methods.base import Batch, Method, pixel_mean
-from ciss.methods.ft import add_distillation
+from ciss.losses import binary_cross_entropy, binary_distillation, distillation
+from ciss.methods.base import Method
 
 
 class MultiClassLearningWithoutForgetting(Method):
@@ -27,13 +26,14 @@ class MultiClassLearningWithoutForgetting(Method):
     published: ClassVar[dict[str, Any]] = {"softmax_distillation": 10.0}
     base_objective: ClassVar[str] = "bce"
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def per_pixel(
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
+    ) -> dict[str, Tensor]:
         """Binary cross-entropy and, with a teacher, the distillations."""
-        logits = batch.student.logits
-        terms = {"classification": pixel_mean(binary_cross_entropy(logits, batch.labels))}
-        if batch.teacher is not None:
-            per_pixel = binary_distillation(logits, batch.teacher.logits)
-            terms["distillation"] = self.options["distillation"] * pixel_mean(per_pixel)
-        weight = self.options["softmax_distillation"]
-        add_distillation(terms, batch, weight, name="softmax_distillation")
+        terms = {"classification": binary_cross_entropy(logits, labels)}
+        if teacher_logits is not None:
+            binary, softmax = self.options["distillation"], self.options["softmax_distillation"]
+            terms["distillation"] = binary * binary_distillation(logits, teacher_logits)
+            if softmax:
+                terms["softmax_distillation"] = softmax * distillation(logits, teacher_logits)
         return terms

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ciss import losses
-from ciss.methods.base import Batch, Method, pixel_mean
+from ciss.methods.base import Method
 
 
 class ModelingTheBackground(Method):
@@ -21,15 +21,15 @@ class ModelingTheBackground(Method):
     defaults: ClassVar[dict[str, Any]] = {"distillation": 10.0}
     default_init: ClassVar[str] = "mib"
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def per_pixel(
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
+    ) -> dict[str, Tensor]:
         """Unbiased cross-entropy and distillation; plain cross-entropy at step 0."""
-        logits = losses.full_precision(batch.student.logits)
-        if batch.teacher is None:
-            return {"classification": pixel_mean(losses.cross_entropy(logits, batch.labels))}
+        if teacher_logits is None:
+            return {"classification": losses.cross_entropy(logits, labels)}
         sums = losses.log_sums(logits, self.n_old)
-        classification = losses.unbiased_cross_entropy(logits, batch.labels, self.n_old, sums)
-        distillation = losses.unbiased_distillation(logits, batch.teacher.logits, sums)
+        distillation = losses.unbiased_distillation(logits, teacher_logits, sums)
         return {
-            "classification": pixel_mean(classification),
-            "distillation": self.options["distillation"] * pixel_mean(distillation),
+            "classification": losses.unbiased_cross_entropy(logits, labels, self.n_old, sums),
+            "distillation": self.options["distillation"] * distillation,
         }

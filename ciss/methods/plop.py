@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ciss import plop
-from ciss.losses import cross_entropy
-from ciss.methods.base import Batch, Method, pixel_mean
-from ciss.methods.ft import add_distillation
+from ciss.methods.base import Batch
+from ciss.methods.ft import FineTuning
+from ciss.pixelwise import pixel_means
 
 
-class PseudoLabelsLocalPod(Method):
+class PseudoLabelsLocalPod(FineTuning):
     """Cross-entropy on labels completed by a confident teacher, and local POD on feature maps.
 
     Options: ``pod_factor`` (backbone stages and pre-classifier map) and ``pod_logits_factor`` of
@@ -39,6 +39,7 @@ class PseudoLabelsLocalPod(Method):
 
     def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
         super().__init__(options, n_old, n_new)
+        self.needs_teacher = True
         self.thresholds: Tensor | None = None
 
     @torch.no_grad()
@@ -49,7 +50,7 @@ class PseudoLabelsLocalPod(Method):
         bins = self.options["bins"]
         histogram = torch.zeros(self.n_old, bins, dtype=torch.int64)
         for inputs, labels in batches:
-            logits = teacher(inputs).logits
+            logits = teacher(inputs).upsampled
             counts = plop.uncertainty_histogram(logits, labels, self.n_old + self.n_new, bins)
             histogram = histogram.to(counts.device) + counts
         if distributed.is_available() and distributed.is_initialized():
@@ -60,18 +61,24 @@ class PseudoLabelsLocalPod(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy on pseudo-labels, scaled for each image, and POD; step 0: the former."""
-        logits = batch.student.logits
         if batch.teacher is None:
-            return {"classification": pixel_mean(cross_entropy(logits, batch.labels))}
+            return super().losses(batch)
         if self.thresholds is None:
             raise RuntimeError("PLOP's thresholds are missing: call prepare first")
+        student, teacher = batch.student.upsampled, batch.teacher.upsampled
         labels, share = plop.pseudo_labels(
-            batch.labels, batch.teacher.logits, self.thresholds, self.n_old + self.n_new
+            batch.labels, teacher, self.thresholds, self.n_old + self.n_new
         )
-        per_pixel = cross_entropy(logits, labels) * share[:, None, None]
-        terms = {"classification": pixel_mean(per_pixel), "pod": self._pod(batch)}
-        add_distillation(terms, batch, self.options["distillation"])
-        return terms
+        scale = share[:, None, None].expand(-1, labels.shape[1], 1)
+        terms = pixel_means(self._scaled, labels, student, teacher, scale)
+        return {**terms, "pod": self._pod(batch)}
+
+    def _scaled(
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """Fine-tuning's terms, the cross-entropy × ``scale`` [b, r, 1]."""
+        terms = self.per_pixel(labels, logits, teacher_logits)
+        return {**terms, "classification": terms["classification"] * scale}
 
     def _pod(self, batch: Batch) -> Tensor:
         """Local POD averaged over the maps, × √(current / new classes)."""

@@ -23,6 +23,7 @@ from ciss.models.normalisation import (
     signed_scale,
 )
 from ciss.models.resnet import DEPTHS, ResNet
+from ciss.pixelwise import Upsampled
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,23 @@ class Features(NamedTuple):
 class NetworkOutput(NamedTuple):
     """Everything that a loss may look at."""
 
-    #: [B, N, H, W] at the images' size
-    logits: Tensor
     #: [B, N, h, w] at the feature map's size
     small_logits: Tensor
     body: Tensor
     pre_logits: Tensor
     attentions: list[Tensor]
+    #: (H, W) of the images
+    size: tuple[int, int]
+
+    @property
+    def upsampled(self) -> Upsampled:
+        """Logits at the images' size, computed block by block where they are needed."""
+        return Upsampled(self.small_logits, self.size)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits at the images' size, [B, N, H, W], all of them computed now."""
+        return upsample(self.small_logits, self.size)
 
 
 class SegmentationNetwork(nn.Module):
@@ -145,9 +156,8 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor) -> NetworkOutput:
         """Segment normalised images [B, 3, H, W]."""
         body, pre_logits, attentions = self.features(images)
-        small = self.classify(pre_logits)
-        logits = upsample(small, images.shape[-2:])
-        return NetworkOutput(logits, small, body, pre_logits, attentions)
+        size = (images.shape[-2], images.shape[-1])
+        return NetworkOutput(self.classify(pre_logits), body, pre_logits, attentions, size)
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:

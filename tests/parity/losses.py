@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ciss import losses, methods
-from ciss.methods.base import Batch, pixel_mean
+from ciss.methods.base import Batch
+from ciss.pixelwise import Upsampled
 
 from .case import Case, UnknownCaseError
 
@@ -66,7 +67,7 @@ def _check_old(case: Case, logits: Tensor, labels: Tensor, old: Tensor) -> None:
             keys = (f"{name}_{quantity}_{suffix}" for quantity in ("map", "mean", "grad"))
             _compare(case, logits, per_pixel, *keys)
             if suffix == "a1":
-                masked = pixel_mean(per_pixel * (labels < n_old))
+                masked = (per_pixel * (labels < n_old)).mean()
                 case.close(f"{name}_mean_masked", masked)
     icarl = losses.binary_distillation(logits, old)
     _compare(case, logits, icarl, "-", "icarl_combined_unit", "icarl_combined_unit_grad")
@@ -90,7 +91,7 @@ def _compare(
     case: Case, logits: Tensor, per_pixel: Tensor, map_: str, mean: str, grad: str
 ) -> None:
     case.close(map_, per_pixel)
-    value = pixel_mean(per_pixel)
+    value = per_pixel.mean()
     case.close(mean, value)
     if grad in case:
         case.close(grad, torch.autograd.grad(value, logits, retain_graph=True)[0])
@@ -103,9 +104,9 @@ def _check_trainer(case: Case, labels: Tensor) -> None:
         name, _, variant = preset.partition("_")
         method = _method(case, _METHODS.get(name, name), variant)
         logits = case.tensor("logits_new").requires_grad_()
-        student, teacher = SimpleNamespace(logits=logits), None
+        student, teacher = SimpleNamespace(upsampled=Upsampled.of(logits)), None
         if "logits_old" in case:
-            teacher = SimpleNamespace(logits=case.tensor("logits_old"))
+            teacher = SimpleNamespace(upsampled=Upsampled.of(case.tensor("logits_old")))
         if "body_new" in case and teacher is not None:
             student.body = case.tensor("body_new").requires_grad_()
             teacher.body = case.tensor("body_old")

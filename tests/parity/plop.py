@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ciss import methods, plop
 from ciss.methods.base import Batch, Method
+from ciss.pixelwise import Upsampled
 
 from .case import TOLERANCE, Case, UnknownCaseError
 
@@ -47,7 +48,10 @@ def _maps(case: Case, side: str) -> list[Tensor]:
 
 def _outputs(maps: Sequence[Tensor], logits: Tensor) -> SimpleNamespace:
     return SimpleNamespace(
-        logits=logits, attentions=[*maps[:-2]], pre_logits=maps[-2], small_logits=maps[-1]
+        upsampled=Upsampled.of(logits),
+        attentions=[*maps[:-2]],
+        pre_logits=maps[-2],
+        small_logits=maps[-1],
     )
 
 
@@ -116,7 +120,7 @@ class _Replay(nn.Module):
     """A teacher whose inputs are its outputs."""
 
     def forward(self, inputs: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=inputs)
+        return SimpleNamespace(upsampled=Upsampled.of(inputs))
 
 
 def _check_pseudo_labels(case: Case) -> None:
@@ -130,7 +134,9 @@ def _check_pseudo_labels(case: Case) -> None:
     ]
     histogram = torch.zeros(n_outputs, hyper["nb_bins"], dtype=torch.int64)
     for old, labels in batches:
-        histogram[:n_old] += plop.uncertainty_histogram(old, labels, n_outputs, hyper["nb_bins"])
+        histogram[:n_old] += plop.uncertainty_histogram(
+            Upsampled.of(old), labels, n_outputs, hyper["nb_bins"]
+        )
     case.exact("histograms", histogram)
     for name, published in (("thresholds", True), ("thresholds_intended", False)):
         options = {**common, "published_thresholds": published}
@@ -142,7 +148,7 @@ def _check_pseudo_labels(case: Case) -> None:
 
     thresholds = case.tensor("thresholds")[:n_old]
     old, labels = case.tensor("logits_old"), case.tensor("labels").long()
-    uncertainty, predicted = plop.old_predictions(old, n_outputs)
+    uncertainty, predicted = plop.old_predictions(Upsampled.of(old), n_outputs)
     limit = thresholds[predicted]
     tied = limit.isfinite() & ((uncertainty - limit).abs() <= TOLERANCE * limit)
     clear = ~tied & _decided(old)
@@ -150,7 +156,7 @@ def _check_pseudo_labels(case: Case) -> None:
     case.close("entropy_map", uncertainty * math.log(n_outputs))
     case.exact("mask_confident", uncertainty < limit, where=clear)
     case.exact("mask_old", labels < n_old)
-    pseudo, share = plop.pseudo_labels(labels, old, thresholds, n_outputs)
+    pseudo, share = plop.pseudo_labels(labels, Upsampled.of(old), thresholds, n_outputs)
     case.exact("labels_pseudo", pseudo, where=clear)
     ties = float((~clear).float().mean())
     case.close("adaptive_factor", share[:, None, None], TOLERANCE + ties)

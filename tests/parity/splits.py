@@ -16,6 +16,7 @@ from .labels import N_CLASSES, image_lists, make_index, opened
 
 _MASKS = "counted on the data set's masks, which are not part of the cases"
 INPUTS = {
+    "present": "input of an index, from which it has to come out again",
     "ids": "names of the images; the lists hold row numbers",
     "is_train_aug": "subset of each image, input of the lists",
     "has_ignore": "whether an image shows void, input of the lists",

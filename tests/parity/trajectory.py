@@ -389,7 +389,7 @@ def _pseudo_labels(
     thresholds = method.state_dict()["thresholds"]
     n_outputs = method.n_old + method.n_new
     with torch.no_grad():
-        logits = teacher.eval()(images).logits
+        logits = teacher.eval()(images).upsampled
     pseudo, share = plop.pseudo_labels(labels, logits, thresholds, n_outputs)
     unused = torch.full((method.n_new,), method.options["lowest_threshold"])
     return {

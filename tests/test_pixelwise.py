@@ -1,0 +1,119 @@
+"""Losses at full resolution, block by block, against the same on the whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciss import losses, pixelwise
+from ciss.models.network import upsample
+from ciss.pixelwise import Upsampled, interpolation, pixel_maps, pixel_means, predict
+
+SIZE = (24, 20)
+
+
+@pytest.fixture(params=[1, 130, 2000, 10**9], ids=lambda values: f"{values}_values")
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """One row at a time, a few rows, whole images, the whole batch."""
+    monkeypatch.setattr(pixelwise, "BLOCK", {"cpu": request.param})
+    values: int = request.param
+    return values
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def labels() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randint(0, 6, (3, *SIZE), generator=generator)
+    return torch.where(drawn == 5, 255, drawn)
+
+
+def rows_and_images() -> Iterator[tuple[slice, slice]]:
+    yield slice(0, 3), slice(0, 24)
+    yield slice(1, 2), slice(5, 7)
+    yield slice(2, 3), slice(23, 24)
+
+
+@pytest.mark.parametrize("small", [(6, 5), (5, 7), (24, 20), (1, 1), (30, 20)])
+def test_blocks_are_parts_of_the_upsampled_logits(small: tuple[int, int]) -> None:
+    maps = draw(3, 4, *small)
+    whole = upsample(maps, SIZE)
+    for images, rows in rows_and_images():
+        ours = Upsampled(maps, SIZE).block(images, rows)
+        torch.testing.assert_close(ours, whole[images, :, rows])
+
+
+def test_half_precision_is_upsampled_in_float32() -> None:
+    maps = draw(1, 4, 6, 5).to(torch.bfloat16)
+    ours = Upsampled(maps, SIZE).block(slice(0, 1), slice(0, 24))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, upsample(maps.float(), SIZE))
+
+
+def test_interpolation_shares_every_position_among_its_neighbours() -> None:
+    matrix = interpolation(5, 24, torch.float64, torch.device("cpu"))
+    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(24, dtype=torch.float64))
+    assert ((matrix > 0).sum(dim=1) <= 2).all()
+
+
+def test_means_and_gradients_are_those_of_the_whole(block: int) -> None:
+    maps, teacher, truth = draw(3, 5, 6, 5).requires_grad_(), draw(3, 3, 6, 5, seed=1), labels()
+    scale = draw(3, seed=2).abs()
+
+    def per_pixel(rows: Tensor, ours: Tensor, its: Tensor, factor: Tensor) -> dict[str, Tensor]:
+        return {
+            "classification": losses.cross_entropy(ours, rows) * factor,
+            "distillation": 3 * losses.unbiased_distillation(ours, its),
+        }
+
+    def weighted(terms: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        value = 2 * terms["classification"] + terms["distillation"]
+        return value, torch.autograd.grad(value, maps)[0]
+
+    factors = scale[:, None, None].expand(-1, SIZE[0], 1)
+    ours = pixel_means(per_pixel, truth, Upsampled(maps, SIZE), Upsampled(teacher, SIZE), factors)
+    whole = per_pixel(truth, upsample(maps, SIZE), upsample(teacher, SIZE), factors)
+    expected = {name: values.mean() for name, values in whole.items()}
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value)
+    torch.testing.assert_close(weighted(ours), weighted(expected))
+
+
+def test_nothing_of_full_resolution_waits_for_the_backward_pass() -> None:
+    maps = draw(3, 5, 6, 5).requires_grad_()
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        pixel_means(
+            lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows)},
+            labels(),
+            Upsampled(maps, SIZE),
+        )
+    assert max(saved, default=0) < 3 * 5 * SIZE[0] * SIZE[1]
+
+
+def test_maps_and_predictions_are_those_of_the_whole(block: int) -> None:
+    maps = draw(3, 5, 6, 5)
+    whole = upsample(maps, SIZE)
+    spread, best = pixel_maps(
+        lambda logits: (logits.std(dim=1), logits.argmax(dim=1)), Upsampled(maps, SIZE)
+    )
+    torch.testing.assert_close(spread, whole.std(dim=1))
+    assert torch.equal(best, whole.argmax(dim=1))
+    assert best.dtype == torch.int64
+    assert torch.equal(predict(Upsampled(maps, SIZE)), whole.argmax(dim=1))
+
+
+def test_logits_at_full_size_are_taken_as_they_are() -> None:
+    logits = draw(2, 4, *SIZE)
+    place = (slice(0, 2), slice(3, 9))
+    assert torch.equal(Upsampled.of(logits).block(*place), logits[:, :, 3:9])
+    assert torch.equal(F.softmax(logits, 1).argmax(1), predict(Upsampled.of(logits)))
