@@ -22,6 +22,7 @@ report: "report/workflow.rst"
 # Seconds of work, or a network that compute nodes lack: these run where Snakemake runs.
 localrules:
     imagenet_weights,
+    prepare,
     split,
     transfer,
     table,
@@ -36,6 +37,7 @@ include: "rules/reports.smk"
 include: "rules/settings.smk"
 include: "rules/inputs.smk"
 include: "rules/data.smk"
+include: "rules/prepare.smk"
 include: "rules/train.smk"
 include: "rules/awt.smk"
 include: "rules/evaluate.smk"
