@@ -18,6 +18,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 import ciss.config
 import ciss.fingerprint
+import ciss.prepare
 from ciss import experiments, methods, paths
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags

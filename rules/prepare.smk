@@ -3,31 +3,6 @@
 # These rules declare no outputs: Snakemake deletes the outputs of a job that it runs again or that
 # failed, and a data set is not to be deleted. The script itself knows what is finished.
 
-import ciss.prepare
-
-
-def sources_flags():
-    """Where archives are kept and come from; nothing here changes a result."""
-    chosen = CONFIG["prepare"]
-    return to_flags(
-        {
-            "archives": Path(chosen["archives"]).expanduser(),
-            "mirror": chosen["mirror"] or None,
-            "checksums": [f"{name}={sha}" for name, sha in chosen["checksums"].items()]
-            or None,
-        }
-    )
-
-
-def entry_flags(names):
-    """The data sets as the script takes them."""
-    return [
-        word
-        for name in names
-        for word in ("--entry", name, dataset_at(name).kind, str(dataset_at(name).root))
-    ]
-
-
 OWN_DATASETS = [name for name in CONFIG["datasets"] if not is_generated(name)]
 
 

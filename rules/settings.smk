@@ -136,3 +136,25 @@ def progress_file(wildcards, output):
 @cache
 def warn_once(message):
     print(f"Warning: {message}", file=sys.stderr)
+
+
+def sources_flags():
+    """Where archives are kept and come from; nothing here changes a result."""
+    chosen = CONFIG["prepare"]
+    return to_flags(
+        {
+            "archives": Path(chosen["archives"]).expanduser(),
+            "mirror": chosen["mirror"] or None,
+            "checksums": [f"{name}={sha}" for name, sha in chosen["checksums"].items()]
+            or None,
+        }
+    )
+
+
+def entry_flags(names):
+    """The data sets as the script takes them."""
+    return [
+        word
+        for name in names
+        for word in ("--entry", name, dataset_at(name).kind, str(dataset_at(name).root))
+    ]
