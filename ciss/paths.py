@@ -24,6 +24,8 @@ INIT = f"{STEP}/init.safetensors"
 CONFUSION = f"{STEP}/confusion.csv"
 #: of the model in the same folder, for the classes that the next step of ``scenario`` learns
 ATTRIBUTION = f"{STEP}/attribution_{{scenario}}.safetensors"
+#: beside the model, while it is trained and until it is evaluated
+PROGRESS = "progress.pt"
 REPORT = "reports/{report}"
 FIGURES = f"{REPORT}/figures/{{dataset}}_{{scenario}}"
 #: what is drawn of each scenario of a report

@@ -111,8 +111,17 @@ class Progress:
             log.info("no progress to go on from: starting anew")
         return None
 
+    def finish(self) -> None:
+        """Keep the last file alone, once the run's outputs are written.
+
+        Whoever ordered the run may have died meanwhile: its successor, which knows nothing of the
+        outputs and orders them again, gets them from this file in seconds.
+        """
+        if self.path is not None:
+            self.previous.unlink(missing_ok=True)
+
     def clear(self) -> None:
-        """Remove the files, once the run's outputs are written."""
+        """Remove the files, once whoever ordered the run works with its outputs."""
         if self.path is not None:
             for path in (self.path, self.previous):
                 path.unlink(missing_ok=True)

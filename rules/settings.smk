@@ -130,7 +130,7 @@ def data_state(wildcards, threads):
 
 def progress_file(wildcards, output):
     """Where a training keeps its progress: beside its outputs, and none of them."""
-    return str(Path(output.model).with_name("progress.pt"))
+    return str(Path(output.model).with_name(paths.PROGRESS))
 
 
 @cache

@@ -446,7 +446,8 @@ def test_a_killed_script_goes_on_and_writes_the_same_bytes(script: Script) -> No
     ours, theirs = (history.drop(columns=MEASURED) for history in histories)
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert len(ours) == 16
-    assert sorted(path.name for path in killed.iterdir()) == ["history", "log", "output"]
+    left = sorted(path.name for path in killed.iterdir())
+    assert left == ["history", "log", "output", "progress"]
 
 
 def test_a_saved_model_names_its_classes_recipe_and_source(script: Script) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import repository  # noqa: F401
 
-from ciss import scripting, splits
+from ciss import paths, scripting, splits
 from ciss.checkpoint import load_model
 from ciss.evaluation import evaluate
 from ciss.flags import add_flags, from_flags
 from ciss.labels import evaluation_lookup
 from ciss.loading import EvaluationImages, evaluation_batches
 from ciss.metrics import iou, mean_iou, write_confusion
+from ciss.progress import Progress
 from ciss.runtime import Runtime, log, start_torch
 
 
@@ -44,6 +45,8 @@ def main(arguments: argparse.Namespace) -> None:
         "crop": arguments.crop,
         "model": metadata,
     }
+    # This job was ordered by somebody who knows that the training has ended.
+    Progress(arguments.model.with_name(paths.PROGRESS), "").clear()
     write_confusion(arguments.output, confusion, dataset.classes[: network.n_classes], about)
     log.info("mIoU %.2f %% over %d images", mean_iou(iou(confusion)), len(images))
 

@@ -122,7 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
         if arguments.importances_out is not None:
             save_tensors(arguments.importances_out, method.importances(network), metadata)
         save_model(arguments.output, network, metadata)
-        progress.clear()
+        progress.finish()
 
 
 def digest(arguments: argparse.Namespace) -> list[str]:
