@@ -52,6 +52,10 @@ class ForkServer:
         self.server.stdin.flush()
         return self.started.get(timeout=60)
 
+    def has_ended(self) -> bool:
+        """Whether the only running script has ended."""
+        return not self.ended.empty()
+
     def wait(self, pid: int, timeout: float = 60) -> int:
         """Return the status with which the only running script ended; -N for signal N."""
         found, status = self.ended.get(timeout=timeout)

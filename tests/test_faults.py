@@ -27,8 +27,8 @@ from ciss.datasets.shapes import generate
 
 EPOCHS = 12
 KILLS = 20
-#: longer than a script needs to its end, so that some are killed in its very last moments
-LONGEST = 1.2
+#: seconds that the start of a script and an epoch take on a quiet machine
+START, EPOCH = 0.5, 0.1
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,11 @@ def test_killed_at_any_moment_and_started_again(
         while status != 0:
             pid = job.start("--workers", workers)
             if kills < KILLS:
-                # Sometimes early, so that a run is hit more than once.
-                time.sleep(draw.uniform(0, draw.choice([LONGEST / 2, LONGEST])))
+                # Before the first epoch, or within or between later ones: however fast this
+                # machine is at the moment.
+                epochs = job.said().count("images/s") + draw.choice([0, 0, 1, 2])
+                wait_for(lambda: job.said().count("images/s") >= epochs or server.has_ended())  # noqa: B023
+                time.sleep(draw.uniform(0, START if epochs == 0 else EPOCH))
                 # The out-of-memory killer takes one process, a batch system the whole job.
                 strike = draw.choice([os.kill, os.killpg])
                 with suppress(ProcessLookupError):
