@@ -66,6 +66,18 @@ class Remote:
     pinned: bool = False
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where files are kept and come from: the section ``prepare`` of the configuration."""
+
+    #: folder that archives go to, and where files fetched by hand are looked for
+    archives: Path
+    #: address or folder with the files, in place of the public servers
+    mirror: str = ""
+    #: SHA-256 that the user expects, by the file's name
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
 def pinned(remote: Remote, checksums: Mapping[str, str]) -> Remote:
     """Return ``remote`` with the SHA-256 that ``checksums`` holds under its name, if any.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ciss.datasets import Dataset, open_dataset
+from ciss.download import Sources
 from ciss.errors import CissError
 from ciss.runtime import log, start_logging
 
@@ -37,6 +39,38 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
     return open_dataset(
         arguments.dataset, arguments.kind, arguments.root, arguments.classes, arguments.order
     )
+
+
+def add_source_flags(made: argparse.ArgumentParser) -> None:
+    """Add the arguments from which ``sources_from`` makes ``Sources``."""
+    group = made.add_argument_group("downloads")
+    group.add_argument(
+        "--archives",
+        type=Path,
+        default=Path("data/archives"),
+        help="folder of archives, and of files fetched by hand (default: %(default)s)",
+    )
+    group.add_argument("--mirror", default="", help="address or folder in place of the servers")
+    group.add_argument(
+        "--checksums",
+        type=_checksum,
+        nargs="*",
+        default=[],
+        metavar="FILE=SHA256",
+        help="digests to expect in place of the published ones",
+    )
+
+
+def sources_from(arguments: argparse.Namespace) -> Sources:
+    """Make the ``Sources`` that the arguments describe."""
+    return Sources(arguments.archives, arguments.mirror, dict(arguments.checksums))
+
+
+def _checksum(text: str) -> tuple[str, str]:
+    name, _, digest = text.rpartition("=")
+    if not name or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise argparse.ArgumentTypeError(f"'{text}' is not FILE=SHA256 with 64 hexadecimal digits")
+    return name, digest.lower()
 
 
 def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser) -> None:

@@ -86,6 +86,7 @@ rule imagenet_weights:
         "../envs/ciss.yaml"
     params:
         program=program("imagenet_weights.py"),
+        sources=sources_of_weights,
     shell:
         "{params.program:q} --source {wildcards.source}"
-        " --backbone {wildcards.backbone} --output {output:q} --log {log:q}"
+        " --backbone {wildcards.backbone} {params.sources:q} --output {output:q} --log {log:q}"

@@ -151,6 +151,11 @@ def sources_flags():
     )
 
 
+def sources_of_weights(wildcards, threads):
+    """The same for a rule with outputs, which another mirror must not run again."""
+    return sources_flags()
+
+
 def entry_flags(names):
     """The data sets as the script takes them."""
     return [

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, copy_project, full_disk, run_python
+import torch
+from helpers import copy_project, full_disk, run_python
 from PIL import Image
 from scipy.io import savemat
+from test_pretrained import torchvision_names
 from web import Site, serving
 
 from ciss import download, prepare
@@ -26,6 +28,8 @@ from ciss.datasets import open_dataset
 from ciss.datasets.voc import palette
 from ciss.errors import CissError
 from ciss.index import build_index
+from ciss.models import NetworkConfig, SegmentationNetwork
+from ciss.models.pretrained import remote_weights
 from ciss.prepare import Sources, Target, camvid, explain, recipe, voc
 from ciss.prepare.voc import read_mask
 
@@ -185,6 +189,15 @@ def archives_of(kind: str) -> dict[str, bytes]:
     }
     names = [remote.name for remote in recipe(kind).REMOTES]
     return dict(zip(names, made[kind](), strict=True))
+
+
+def resnet18() -> bytes:
+    """Weights under torchvision's names, all zero."""
+    network = SegmentationNetwork(NetworkConfig("resnet18", norm="bn"), [1])
+    state = {name: value * 0 for name, value in network.body.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(torchvision_names(state), buffer)
+    return buffer.getvalue()
 
 
 def checksums(files: dict[str, bytes]) -> dict[str, str]:
@@ -571,6 +584,8 @@ def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
 def test_the_rules(tmp_path: Path, site: Site) -> None:
     clone = copy_project(tmp_path / "a clone")
     files = archives_of("voc") | archives_of("camvid")
+    weights = remote_weights("torchvision", "resnet18").name
+    files[weights] = resnet18()
     site.files |= files
     site.breaks = [500]
     own = {
@@ -584,18 +599,26 @@ def test_the_rules(tmp_path: Path, site: Site) -> None:
         return done.returncode, done.stdout + done.stderr
 
     mine = ("--configfile", "mine.yaml")
-    status, output = snakemake("--cores", "2", "prepare_voc", "prepare_camvid", *mine)
+    fetched = "results/weights/torchvision-resnet18.pth"
+    status, output = snakemake("--cores", "2", "prepare_voc", "prepare_camvid", fetched, *mine)
     assert status == 0, output
+    assert "left aside, the classifier of ImageNet: fc.weight, fc.bias" in output
+    assert (clone / fetched).read_bytes() == files[weights]
     assert "4 training and 3 validation images" in output
     assert (clone / "data/PascalVOC12/splits/train_aug.txt").is_file()
     assert (clone / "my data/CamVid/test").is_dir()
     logs = [clone / f"results/data/logs/prepare_{name}.log" for name in ("voc", "camvid")]
+    logs.append(clone / "results/weights/logs/torchvision-resnet18.log")
     # Of the job that asked first.
     assert "the connection broke off at 500 bytes" in "".join(path.read_text() for path in logs)
     asked = len(site.asked)
 
-    status, output = snakemake("--cores", "2", "prepare", "prepare_voc", "prepare_ade", *mine)
+    # Another mirror fetches nothing again.
+    elsewhere = ("--config", f"prepare={{mirror: '{site.url}/'}}")
+    again = ("prepare", "prepare_voc", "prepare_ade", fetched)
+    status, output = snakemake("--cores", "2", *again, *mine, *elsewhere)
     assert status == 1
+    assert "rule imagenet_weights" not in output
     assert output.count("data/PascalVOC12 is complete") >= 2
     for words in ("ade: kind ade", "snakemake prepare_cityscapes makes it", "11 GB"):
         assert words in output
@@ -609,12 +632,3 @@ def test_the_rules(tmp_path: Path, site: Site) -> None:
     for name in ("prepare", "prepare_voc", "prepare_camvid", "prepare_ade", "prepare_cityscapes"):
         assert re.search(rf"^{name} \(", output, re.MULTILINE), name
     assert "prepare_shapes" not in output
-
-
-def test_the_script_by_hand(tmp_path: Path) -> None:
-    script = REPOSITORY / "workflow_scripts" / "prepare.py"
-    words = ["--entry", "mine", "voc", "none here", "--archives", "archives", "--explain"]
-    done = run_python(script, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "mine: kind voc, root none here" in done.stderr
-    assert list(tmp_path.glob("*")) in ([], [tmp_path / ".cache"])

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import logging
 import re
+import sys
+from collections import OrderedDict
+from importlib import import_module
+from importlib.metadata import files
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import REPOSITORY
 from safetensors.torch import save_file
+from web import serving
 
 from ciss.checkpoint import save_model
 from ciss.errors import CissError
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
-from ciss.models.pretrained import load_imagenet
+from ciss.models.pretrained import load_imagenet, remote_weights
 
 
 def network_of(backbone="resnet50", norm="abn", width=4, seed=0):
@@ -45,15 +56,17 @@ def torchvision_names(state):
     return renamed
 
 
-def write_iabn(path, state):
+def write_iabn(path, state, *, beside=None, **how):
     """As resnet101_iabn_sync.pth.tar: wrapped, prefixed, no counters, a classifier."""
-    content = {
-        f"module.{name}": value
+    content = OrderedDict(
+        (f"module.{name}", value)
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
-    }
+    )
     content["module.classifier.fc.weight"] = torch.zeros(1000, 8)
-    torch.save({"epoch": 3, "arch": "x", "best_prec1": 0.5, "state_dict": content}, path)
+    content["module.classifier.fc.bias"] = torch.zeros(1000)
+    whole = {"epoch": 3, "arch": "x", "best_prec1": 0.5, "state_dict": content, **(beside or {})}
+    torch.save(whole, path, **how)
 
 
 def scaled(state, convert):
@@ -79,12 +92,51 @@ def test_inplace_abn_file(tmp_path):
     head = {name: value.clone() for name, value in network.head.state_dict().items()}
     found = load_imagenet(network, tmp_path / "weights.pth.tar")
     assert found.names == "inplace-abn"
-    assert found.unexpected == ("classifier.fc.weight",)
+    assert found.unexpected == ("classifier.fc.weight", "classifier.fc.bias")
     assert all(name.endswith("num_batches_tracked") for name in found.missing)
     for name, value in network.body.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, state[name]), name
     assert all(torch.equal(value, head[name]) for name, value in network.head.state_dict().items())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "as before PyTorch 1.6"])
+def test_numbers_beside_the_weights_are_no_matter(tmp_path, zipped):
+    """Training scripts save their best score with the weights, as NumPy's numbers too."""
+    state = source_body()
+    path = tmp_path / "weights.pth.tar"
+    beside = {"best_prec1": np.float64(77.5), "optimizer": {"state": {}, "param_groups": []}}
+    write_iabn(path, state, beside=beside, _use_new_zipfile_serialization=zipped)
+    if not zipped:
+        # As NumPy 1 spelled it.
+        content = path.read_bytes()
+        assert content.count(b"numpy._core.multiarray\n") == 1
+        path.write_bytes(content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    network = network_of()
+    load_imagenet(network, path)
+    assert torch.equal(network.body.mod1.conv1.weight, state["mod1.conv1.weight"])
+
+
+def test_the_report_names_what_was_left_aside(tmp_path):
+    state = source_body()
+    state["sobel.weight"] = torch.zeros(3)
+    write_iabn(tmp_path / "weights.pth.tar", state)
+    report = str(load_imagenet(network_of(norm="bn"), tmp_path / "weights.pth.tar"))
+    n_set = sum(not name.endswith("num_batches_tracked") for name in state) - 1
+    for words in (
+        f"{tmp_path / 'weights.pth.tar'}: {n_set} tensors of the encoder are set",
+        "inplace-abn's names",
+        "converted from norm abn to bn, |weight| + 1e-05 taken as the weight",
+        "the classifier of ImageNet: classifier.fc.weight, classifier.fc.bias",
+        "UNEXPECTED in the file, and left aside: sobel.weight",
+        "missing in the file: 53 counters num_batches_tracked",
+    ):
+        assert words in report
+    torch.save(torchvision_names(source_body()), tmp_path / "weights.pth")
+    report = str(load_imagenet(network_of(norm="bn"), tmp_path / "weights.pth"))
+    assert "torchvision's names" in report
+    for words in ("UNEXPECTED", "scales", "missing"):
+        assert words not in report
 
 
 def test_inplace_abn_file_into_plain_batch_norm_keeps_the_values(tmp_path):
@@ -177,11 +229,104 @@ def test_unreadable_files(tmp_path):
         load_imagenet(network_of(), tmp_path / "nothing.pth")
 
 
-def test_pickled_code_is_not_executed(tmp_path):
+def test_pickled_code_is_not_executed(tmp_path, capsys):
     class Attack:
         def __reduce__(self):
             return (print, ("executed",))
 
-    torch.save({"state_dict": Attack()}, tmp_path / "attack.pth")
-    with pytest.raises(CissError, match="cannot be read"):
-        load_imagenet(network_of(), tmp_path / "attack.pth")
+    for zipped in (True, False):
+        path = tmp_path / "attack.pth"
+        torch.save({"state_dict": Attack()}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CissError, match=r"a Python object, \S*print, .* it could run code"):
+            load_imagenet(network_of(), path)
+    assert "executed" not in capsys.readouterr().out
+
+
+# --- Fetching ------------------------------------------------------------------------------
+
+
+def test_the_addresses_are_torchvision_s():
+    """Its module cannot be imported everywhere, its source can be read."""
+    (path,) = (path for path in files("torchvision") if path.match("models/resnet.py"))
+    source = Path(str(path.locate())).read_text()
+    for backbone in ("resnet18", "resnet34", "resnet50", "resnet101"):
+        remote = remote_weights("torchvision", backbone)
+        class_ = source.partition(f"class ResNet{backbone[6:]}_Weights")[2].partition("class ")[0]
+        default = re.search(r"DEFAULT = (\w+)", class_)[1]
+        assert f'url="{remote.urls[0]}"' in class_.partition(f"{default} = Weights(")[2]
+        assert remote.urls[0].endswith(f"/{remote.name}")
+
+
+def test_weights_that_nobody_publishes():
+    with pytest.raises(CissError, match=r"no published weights of resnet50; set model\.weights"):
+        remote_weights("published", "resnet50")
+
+
+@pytest.fixture
+def fetch_weights(tmp_path, monkeypatch):
+    """Run the script of rule imagenet_weights here."""
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "workflow_scripts"), *sys.path])
+    script = import_module("imagenet_weights")
+    monkeypatch.setattr("ciss.download._pause", lambda failures: 0.0)
+
+    def run(source, backbone, mirror, checksums=()):
+        output = tmp_path / "weights" / f"{source}-{backbone}.pth"
+        given = {"source": source, "backbone": backbone, "output": output, "mirror": mirror}
+        archives = tmp_path / "archives"
+        script.main(argparse.Namespace(**given, archives=archives, checksums=[*checksums]))
+        return output
+
+    return run
+
+
+def full_size(backbone):
+    network = SegmentationNetwork(NetworkConfig(backbone, norm="bn"), [1])
+    return {name: torch.zeros_like(value) for name, value in network.body.state_dict().items()}
+
+
+def test_the_published_weights_are_fetched_and_compared_from_then_on(
+    tmp_path, fetch_weights, caplog
+):
+    path = tmp_path / "resnet101_iabn_sync.pth.tar"
+    write_iabn(path, full_size("resnet101"), _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    with serving({path.name: content}) as site, caplog.at_level(logging.INFO, "ciss"):
+        site.breaks = [1_000_000]
+        output = fetch_weights("published", "resnet101", site.url)
+        assert output.read_bytes() == content
+        assert site.asked[1] == (f"/{path.name}", "bytes=1000000-")
+        for words in (
+            "resnet101_iabn_sync.pth.tar: 520 tensors of the encoder are set",
+            "the classifier of ImageNet: classifier.fc.weight, classifier.fc.bias",
+            f"no checksum of {path.name} is published: sha256 {digest} is noted",
+        ):
+            assert words in caplog.text
+        output.unlink()
+        site.files[path.name] = b"another file"
+        with pytest.raises(CissError, match=f"noted in .* is {digest}.*train from scratch"):
+            fetch_weights("published", "resnet101", site.url)
+        assert not output.exists()
+
+
+def test_torchvision_s_weights_have_their_digest_in_their_name(tmp_path, fetch_weights):
+    name = "resnet18-f37072fd.pth"
+    torch.save(torchvision_names(full_size("resnet18")), tmp_path / name)
+    with pytest.raises(CissError, match=r"its sha256 is .*, the one published is f37072fd"):
+        fetch_weights("torchvision", "resnet18", str(tmp_path))
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    # Without a network: the file under its own name where archives are kept.
+    (tmp_path / "archives").mkdir()
+    (tmp_path / name).rename(tmp_path / "archives" / name)
+    output = fetch_weights("torchvision", "resnet18", "", [(name, digest)])
+    assert output.read_bytes() == (tmp_path / "archives" / name).read_bytes()
+
+
+def test_a_file_of_another_backbone_is_not_kept(tmp_path, fetch_weights):
+    name = "resnet34-b627a593.pth"
+    torch.save(torchvision_names(full_size("resnet18")), tmp_path / name)
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    with pytest.raises(CissError, match=f"^{name} does not cover the encoder") as caught:
+        fetch_weights("torchvision", "resnet34", str(tmp_path), [(name, digest)])
+    assert "layer" not in str(caught.value)
+    assert list((tmp_path / "weights").iterdir()) == []

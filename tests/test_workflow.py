@@ -313,6 +313,7 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "device": ("runtime={device: auto}", {}),
     "threads": ("runtime={threads: 2}", {}),
     "gpus": ("runtime={gpus: 1}", {}),
+    "mirror": ("prepare={mirror: /nowhere}", {}),
     "one more run": (
         "matrices={tiny: {runs: [ft, mib, mib_awt, ewc, lwf]}}",
         {"transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, "class_figure": 5},

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -23,24 +22,12 @@ from typing import Any, NamedTuple, Protocol, cast
 import ciss
 from ciss import datasets
 from ciss.datasets import Listing
-from ciss.download import Remote, digests_of, fetch, log, pinned
+from ciss.download import Remote, Sources, digests_of, fetch, log, pinned
 from ciss.errors import CissError
 from ciss.files import write_text
 
 #: note in a prepared folder: which archives it was made of, and how many images it has
 NOTE = "prepared.json"
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where archives are kept and come from; settings of ``prepare`` in the configuration."""
-
-    #: folder that downloads go to, and where archives fetched by hand are looked for
-    archives: Path
-    #: address or folder with the archives, in place of the public servers
-    mirror: str = ""
-    #: SHA-256 that the user expects, by the archive's name
-    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 class Target(NamedTuple):
