@@ -1,17 +1,22 @@
 """Images and labels from the disk to batches of uint8, the same for every number of workers.
 
 What is random about an image (crop, flip) is drawn from (seed, epoch, position), and an epoch's
-order from (seed, epoch): nothing depends on which process loads what, or on an interruption.
+order from (seed, epoch): nothing depends on which worker loads what, or on an interruption.
 Normalisation happens on the device, in batches (``to_network_input``).
+
+Workers are threads. Decoding, resizing and copying hold no lock of Python's, and a batch is written
+where the training reads it (on its way to a GPU, in page-locked memory). Worker processes would
+have to hand it over through shared memory, whose pages cost more than the images in them.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +24,9 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ciss.errors import CissError
+from ciss.images import Pixels, read_pair, resize, resize_nearest
 
 #: area of a training crop as a share of the image's area, and its width over its height
 SCALE = (0.5, 2.0)
@@ -32,20 +37,28 @@ CROP_TRIES = 10
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-Pixels = npt.NDArray[np.uint8]
 Lookup = npt.NDArray[np.uint8]
 #: (top, left, height, width) in pixels
 Box = tuple[int, int, int, int]
-#: image uint8 [3, H, W], labels uint8 [H, W], position in the list
+#: image uint8 [3, H, W] (channels last in memory), labels uint8 [H, W], position in the list
 Sample = tuple[Pixels, Pixels, int]
-#: images uint8 [B, 3, H, W], labels uint8 [B, H, W], positions int64 [B]
+#: images uint8 [B, 3, H, W] (channels last in memory), labels uint8 [B, H, W], positions int64 [B]
 Batch = tuple[Tensor, Tensor, Tensor]
+
+#: batches that each worker is ahead of the training
+_AHEAD = 2
 
 # Keeps the two uses of one seed apart. It comes first, as trailing zeros do not change a seed.
 _ORDER, _AUGMENTATION = 0, 1
 
 
-class TrainingImages(Dataset[Sample]):
+class Images(Protocol):
+    """Whatever gives a sample for each of its keys."""
+
+    def __getitem__(self, key: Any, /) -> Sample: ...
+
+
+class TrainingImages:
     """Randomly cropped and flipped training images; asked for by (epoch, position).
 
     ``rows`` has the columns ``image`` and ``mask``, relative to ``root``; ``lookup`` is uint8[256]
@@ -66,15 +79,16 @@ class TrainingImages(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        image, mask = _open_pair(self.root, self.pairs[position])
+        image, mask = read_pair(self.root, self.pairs[position])
         rng = np.random.default_rng([_AUGMENTATION, self.seed, epoch, position])
-        box = random_crop_box(rng, image.height, image.width)
+        box = random_crop_box(rng, *mask.shape)
         flip = bool(rng.random() < 0.5)
-        pixels, values = crop_and_flip(image, mask, box, flip, self.crop)
-        return pixels, self.lookup.take(values), position
+        # The labels are looked up first: a mask is mostly smaller than what is made of it.
+        pixels, labels = crop_and_flip(image, self.lookup.take(mask), box, flip, self.crop)
+        return pixels, labels, position
 
 
-class EvaluationImages(Dataset[Sample]):
+class EvaluationImages:
     """Evaluation images; asked for by their position.
 
     ``mode`` "crop" resizes the short side to ``size`` and takes the central ``size`` × ``size``
@@ -97,13 +111,13 @@ class EvaluationImages(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, position: int) -> Sample:
-        image, mask = _open_pair(self.root, self.pairs[position])
+        pixels, values = read_pair(self.root, self.pairs[position])
         if self.mode == "crop":
-            image, mask = resize_and_centre(image, mask, self.size)
-        return _planes(np.asarray(image)), self.lookup.take(np.asarray(mask)), position
+            pixels, values = resize_and_centre(pixels, values, self.size)
+        return pixels.transpose(2, 0, 1), self.lookup.take(values), position
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatches:
     """Batches of (epoch, position) keys in an order drawn from (seed, epoch).
 
     The images that do not fill a last batch are left out, as published; a list shorter than a
@@ -148,10 +162,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingBatches:
-    """Epochs of training batches from worker processes that live from epoch to epoch.
+    """Epochs of training batches, read ahead by ``workers`` threads; by none, when asked for.
 
-    Only one epoch may be iterated at a time. ``pin`` puts batches in page-locked memory, from
-    which the copy to a GPU need not wait.
+    ``pin`` puts batches in page-locked memory, from which the copy to a GPU need not wait. With
+    ``world_size`` processes, each gets its share of every batch.
     """
 
     def __init__(
@@ -164,36 +178,32 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.sampler = EpochBatches(
-            len(images), batch, images.seed, rank=rank, world_size=world_size
-        )
-        self.loader = _loader(images, self.sampler, workers, pin, persistent=True)
+        self.images = images
+        self.batch = batch
+        self.workers = workers
+        self.pin = pin
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return batches_per_epoch(self.sampler.n_images, self.sampler.batch)
+        return batches_per_epoch(len(self.images), self.batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` from number ``start`` on.
 
         Raises ``CissError`` with the file's name where an image cannot be read.
         """
-        self.sampler.epoch, self.sampler.start = epoch, start
-        return _unwrapped(self.loader)
-
-
-def training_batches(
-    images: TrainingImages,
-    batch: int,
-    epoch: int,
-    *,
-    workers: int = 0,
-    start: int = 0,
-    pin: bool = False,
-) -> Iterator[Batch]:
-    """Yield the batches of a single epoch; for several, keep a ``TrainingBatches``."""
-    sampler = EpochBatches(len(images), batch, images.seed, epoch, start)
-    return _unwrapped(_loader(images, sampler, workers, pin, persistent=False))
+        keys = EpochBatches(
+            len(self.images),
+            self.batch,
+            self.images.seed,
+            epoch,
+            start,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return _loaded(self.images, keys, self.workers, self.pin)
 
 
 def evaluation_batches(
@@ -212,7 +222,7 @@ def evaluation_batches(
     positions = range(rank, len(images), world_size)
     size = 1 if images.mode == "full" else batch
     batches = [list(positions[first : first + size]) for first in range(0, len(positions), size)]
-    return _unwrapped(_loader(images, batches, workers, pin, persistent=False))
+    return _loaded(images, batches, workers, pin)
 
 
 def batches_per_epoch(n_images: int, batch: int) -> int:
@@ -221,9 +231,16 @@ def batches_per_epoch(n_images: int, batch: int) -> int:
 
 
 def to_network_input(images: Tensor) -> Tensor:
-    """Normalise uint8 [B, 3, H, W] with ImageNet's statistics to float32, on its device."""
+    """Normalise uint8 [B, 3, H, W] with ImageNet's statistics to float32, on its device.
+
+    Whatever the order in memory of the images is, that of the result is [B, 3, H, W].
+    """
     mean, std = _statistics(images.device)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    if images.device.type == "cpu":
+        planes = _empty(images.shape, np.float32).copy_(images)
+    else:
+        planes = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return planes.div_(255).sub_(mean).div_(std)
 
 
 @cache
@@ -260,127 +277,79 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def crop_and_flip(
-    image: Image.Image, mask: Image.Image, box: Box, flip: bool, crop: int
+    image: Pixels, values: Pixels, box: Box, flip: bool, crop: int
 ) -> tuple[Pixels, Pixels]:
     """Cut ``box`` out, resize it to ``crop`` × ``crop`` and mirror it when ``flip``.
 
-    The image is resampled bilinearly (antialiased), the mask nearest. Returns uint8
-    [3, crop, crop] and uint8 [crop, crop], the latter of raw mask values.
+    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W]. The image is resampled bilinearly
+    (antialiased), the values nearest, both with exactly Pillow's results. Returns uint8
+    [3, crop, crop] (channels last in memory) and uint8 [crop, crop].
     """
     top, left, height, width = box
-    corners = (left, top, left + width, top + height)
-    size = (crop, crop)
-    pixels = np.asarray(image.crop(corners).resize(size, Image.Resampling.BILINEAR))
-    values = np.asarray(mask.crop(corners).resize(size, Image.Resampling.NEAREST))
-    if flip:
-        pixels, values = pixels[:, ::-1], values[:, ::-1]
-    return _planes(pixels), np.ascontiguousarray(values)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    pixels = resize(image[rows, columns], crop, flip)
+    return pixels.transpose(2, 0, 1), resize_nearest(values[rows, columns], crop, flip)
 
 
-def resize_and_centre(
-    image: Image.Image, mask: Image.Image, size: int
-) -> tuple[Image.Image, Image.Image]:
-    """Resize the short side to ``size`` and cut out the central ``size`` × ``size`` pixels."""
-    short = min(image.size)
-    scaled = (size * image.width // short, size * image.height // short)
+def resize_and_centre(image: Pixels, values: Pixels, size: int) -> tuple[Pixels, Pixels]:
+    """Resize the short side to ``size`` and cut out the central ``size`` × ``size`` pixels.
+
+    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W]; returns the same, smaller.
+    """
+    height, width = values.shape
+    short = min(height, width)
+    scaled = (size * width // short, size * height // short)
     left, top = (round((length - size) / 2) for length in scaled)
     corners = (left, top, left + size, top + size)
-    return (
-        image.resize(scaled, Image.Resampling.BILINEAR).crop(corners),
-        mask.resize(scaled, Image.Resampling.NEAREST).crop(corners),
-    )
+    resized = Image.fromarray(image).resize(scaled, Image.Resampling.BILINEAR)
+    nearest = Image.fromarray(values).resize(scaled, Image.Resampling.NEAREST)
+    return np.asarray(resized.crop(corners)), np.asarray(nearest.crop(corners))
 
 
-class _Guarded(Dataset[Any]):
-    """Loads a batch, or returns the ``CissError`` that kept it from doing so.
+def load_batch(images: Images, keys: Sequence[Any], pin: bool = False) -> Batch:
+    """Load images of one size into a batch; ``pin`` puts it in page-locked memory."""
+    positions = torch.empty(len(keys), dtype=torch.int64)
+    for number, key in enumerate(keys):
+        image, labels, positions[number] = images[key]
+        # A training crop lies in memory as decoded, channels last: it is copied as it lies.
+        image = image.transpose(1, 2, 0)
+        if number == 0:
+            all_images, all_labels = (
+                _empty((len(keys), *a.shape), np.uint8, pin) for a in (image, labels)
+            )
+            into_images, into_labels = all_images.numpy(), all_labels.numpy()
+        into_images[number], into_labels[number] = image, labels
+    return all_images.permute(0, 3, 1, 2), all_labels, positions
 
-    Raised in a worker process, the error would reach the user wrapped in that process's traceback.
-    """
 
-    def __init__(self, images: Dataset[Sample]) -> None:
-        self.images = images
+def _empty(shape: Sequence[int], dtype: type[np.generic], pin: bool = False) -> Tensor:
+    empty = torch.from_numpy(np.empty(0 if pin else shape, dtype))
+    # Not PyTorch's own: NumPy asks the system for huge pages. The usual ones, each of them given
+    # and cleared by the system, take longer than what is written into them.
+    return empty.new_empty(shape, pin_memory=True) if pin else empty
 
-    def __getitem__(self, key: Any) -> Sample:
-        return self.images[key]
 
-    def __getitems__(self, keys: Sequence[Any]) -> list[Sample] | CissError:
+def _loaded(
+    images: Images, batches: Iterable[Sequence[Any]], workers: int, pin: bool
+) -> Iterator[Batch]:
+    """Yield the batches of the given keys in their order, read ahead by ``workers`` threads."""
+    if workers == 0:
+        for keys in batches:
+            yield load_batch(images, keys, pin)
+        return
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(workers, "images") as pool:
         try:
-            return [self.images[key] for key in keys]
-        except CissError as error:
-            return error
-
-
-def _loader(
-    images: Dataset[Sample], batches: Any, workers: int, pin: bool, *, persistent: bool
-) -> DataLoader[Any]:
-    return DataLoader(
-        _Guarded(images),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        persistent_workers=persistent and workers > 0,
-        worker_init_fn=_outlive_first_sigterm,
-        # Its own generator: otherwise each epoch would draw from the global random state.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _outlive_first_sigterm(worker: int) -> None:
-    """Let a worker process go on after one SIGTERM; a second one ends it.
-
-    Batch systems signal every process of a job. The training process then saves its progress;
-    a worker that dies at once would break it off in the middle of an iteration.
-    """
-    del worker
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
-
-
-def _collate(samples: list[Sample] | CissError) -> Batch | CissError:
-    if isinstance(samples, CissError):
-        return samples
-    images, labels, positions = zip(*samples, strict=True)
-    return (
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(labels)),
-        torch.tensor(positions, dtype=torch.int64),
-    )
-
-
-def _unwrapped(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, CissError):
-            # Raising ``batch`` itself would tie it to this frame in a cycle, and the worker
-            # processes would end only when the garbage collector finds it.
-            raise CissError(str(batch))
-        # Page-locking turns a tuple into a list.
-        images, labels, positions = batch
-        yield images, labels, positions
+            for keys in batches:
+                waiting.append(pool.submit(load_batch, images, keys, pin))
+                if len(waiting) > _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Also where the reader breaks off: what nobody will read need not be loaded.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(rows["image"], rows["mask"], strict=True))
-
-
-def _open_pair(root: Path, pair: tuple[str, str]) -> tuple[Image.Image, Image.Image]:
-    image = _decode(root / pair[0])
-    # Decoding does not convert the mask: its palette indices are the labels.
-    return image if image.mode == "RGB" else image.convert("RGB"), _decode(root / pair[1])
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        reason = getattr(error, "strerror", None) or error
-        raise CissError(
-            f"cannot read {path}: {reason}; it has changed or was damaged since the dataset was "
-            "indexed: restore it, or delete the index to have everything checked again"
-        ) from error
-
-
-def _planes(pixels: Pixels) -> Pixels:
-    """Turn [H, W, 3] into a contiguous [3, H, W]."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -34,7 +34,7 @@ class Runtime:
     """Settings of a job that do not change its result beyond rounding."""
 
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    workers: int = field(default=0, metadata={"help": "processes that read images"})
+    workers: int = field(default=0, metadata={"help": "threads that read images ahead"})
     threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch"})
     minutes: float = field(
         default=0, metadata={"help": "the job's time limit: training saves and leaves before it"}

@@ -153,7 +153,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_undisturbed_one(
         assert_same_run((resumed, history), expected)
 
 
-def test_worker_processes_change_nothing_interrupted_or_not(
+def test_workers_change_nothing_interrupted_or_not(
     images: TrainingImages, start: Callable[..., Training], tmp_path: Path
 ) -> None:
     undisturbed = start("plop")
