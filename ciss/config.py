@@ -155,8 +155,22 @@ def dataset(config: Config, name: str, order: str = "") -> Dataset:
     entry = dataset_entry(config, name)
     root = entry.get("root", f"{config['results']}/data/{name}")
     return datasets.open_dataset(
-        name, entry["kind"], Path(root).expanduser(), entry.get("classes"), order
+        name,
+        entry["kind"],
+        Path(root).expanduser(),
+        entry.get("classes"),
+        order,
+        background=entry.get("background"),
+        values=entry.get("values"),
+        void=entry.get("void"),
+        files=entry.get("files", {}),
     )
+
+
+def evaluated_images(config: Config, name: str) -> str:
+    """Return which list of a split is evaluated: "test", or "val" where that is another one."""
+    chosen = settings(config, name)["evaluation"].get("images", "test")
+    return chosen if "test" in dataset(config, name).subsets else "test"
 
 
 def scenario(config: Config, dataset_name: str, name: str) -> Scenario:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from ciss.errors import CissError
+
 T = TypeVar("T")
 
 
@@ -78,6 +80,21 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
         name, _, value = text.partition("=")
         options[name] = read_value(value)
     return options
+
+
+def value_flags(values: Mapping[str, int | Sequence[int]]) -> list[str]:
+    """Spell mask values by class for ``--values``: ``["road=1,2", "lake=3"]``."""
+    lists = {name: [raw] if isinstance(raw, int) else raw for name, raw in values.items()}
+    return [f"{name}={','.join(map(str, raw))}" for name, raw in sorted(lists.items())]
+
+
+def values_from(spelled: Sequence[str]) -> dict[str, list[int]]:
+    """Read what ``value_flags`` made; ``CissError`` where it is something else."""
+    pairs = [text.rpartition("=") for text in spelled]
+    try:
+        return {name: [int(raw) for raw in values.split(",") if raw] for name, _, values in pairs}
+    except ValueError:
+        raise CissError(f"--values {' '.join(spelled)}: expected NAME=1,2 …") from None
 
 
 def read_value(text: str) -> Any:

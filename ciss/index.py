@@ -1,33 +1,70 @@
 """One pass over a dataset: what is there, how large, which mask values, and what is wrong.
 
-Splits are table look-ups on its result. Everything that could stop a training run later (missing,
-truncated or mismatched files, unknown mask values) is found here and reported at once.
+Splits are table look-ups on its result. Everything that could stop a training run later, or make
+its numbers mean something else than they seem to (another release, masks decoded wrongly, an image
+in train and val), is found here and reported at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from ciss.datasets import INVALID, Dataset, list_images
+from ciss.datasets import Dataset, Listing, get_kind, list_images
 from ciss.errors import CissError
 from ciss.files import write_text
+from ciss.masks import MaskRules, read_mask
 
 COLUMNS = ("subset", "image", "mask", "width", "height", "labels")
-MAX_REPORTED = 20
+#: lines of a report under each heading
+MAX_REPORTED = 5
 
-_MASK_MODES = ("L", "P")
+MISSING = "missing files"
+EMPTY_FILE = "empty files (0 bytes)"
+UNREADABLE = "files that are not images or cannot be read"
+TRUNCATED = "truncated or damaged files"
+SIZE = "masks of another size than their image"
+NOT_8_BIT = "images of more than 8 bits"
+EMPTY_LIST = "empty lists"
+RELEASE = "lists that are not those of the published release"
+REPEATED = "images that a list has more than once"
+SHARED = "images in more than one list"
+
+#: pairs that a worker process takes at a time, and that an interruption may lose
+_CHUNK = 16
 _JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
 _PNG_END = b"IEND\xae\x42\x60\x82"
+_EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+class Problem(NamedTuple):
+    """Something that is wrong: under which heading it is reported, where, and details."""
+
+    heading: str
+    where: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}" if self.detail else self.where
 
 
 class _Entry(NamedTuple):
@@ -36,29 +73,42 @@ class _Entry(NamedTuple):
     width: int
     height: int
     labels: str
-    problems: list[str]
+    problems: list[Problem]
 
 
-def build_index(dataset: Dataset, *, workers: int = 1) -> pd.DataFrame:
+def build_index(
+    dataset: Dataset,
+    *,
+    workers: int = 1,
+    is_subset: bool = False,
+    progress: Path | None = None,
+    full_report: Path | None = None,
+    stop: Callable[[], str | None] = lambda: None,
+) -> pd.DataFrame:
     """Look at every image and mask of ``dataset``, in ``workers`` processes.
 
-    Returns one row an image, in the lists' order, with the columns ``subset`` ("train" or "val"),
-    ``image`` and ``mask`` (relative to the root), ``width``, ``height`` and ``labels``: the raw
-    mask values with their pixel counts, as in ``"0:1234 15:345 255:22"``. Raises one ``CissError``
-    that lists what is wrong with the data, at most ``MAX_REPORTED`` lines of it.
+    Returns one row an image, in the lists' order, with the columns ``subset`` ("train", "val" or
+    "test"), ``image`` and ``mask`` (relative to the root), ``width``, ``height`` and ``labels``:
+    the raw mask values with their pixel counts, as in ``"0:1234 15:345 255:22"``.
+
+    Raises one ``CissError`` with all that is wrong with the data, at most ``MAX_REPORTED`` lines
+    of each kind; the rest is written to the file ``full_report``. A published release must be
+    complete unless ``is_subset``. ``progress`` is a file that keeps what was looked at while the
+    work lasts or problems are left: the next call looks only at what is missing or has another size
+    or modification time. When ``stop`` returns a reason, the work ends with a ``CissError``.
     """
     listing = list_images(dataset)
     rows = [(subset, *pair) for subset, pairs in listing.items() for pair in pairs]
-    inspect = partial(_inspect, dataset.root, dataset.lookup)
-    entries = _map(inspect, [(image, mask) for _, image, mask in rows], workers)
-    problems = [f"the {subset} list is empty" for subset, pairs in listing.items() if not pairs]
-    problems += chain.from_iterable(entry.problems for entry in entries)
+    entries = _look_at_all(dataset, [row[1:] for row in rows], workers, progress, stop)
+    problems = [*_list_problems(dataset, listing, is_subset)]
+    problems += chain.from_iterable(entries[row[1:]].problems for row in rows)
     if problems:
-        raise CissError(_report(dataset, problems))
-    table = [
-        (*row, entry.width, entry.height, entry.labels)
-        for row, entry in zip(rows, entries, strict=True)
-    ]
+        # An image in two lists is looked at once, and reported once.
+        raise CissError(_report(dataset, list(dict.fromkeys(problems)), full_report))
+    table = [(*row, *entries[row[1:]][:3]) for row in rows]
+    for leftover in (progress, full_report):
+        if leftover is not None:
+            leftover.unlink(missing_ok=True)
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
@@ -90,51 +140,232 @@ def parse_labels(labels: pd.Series) -> tuple[npt.NDArray[np.int64], ...]:
     return rows, numbers[:, 0], numbers[:, 1]
 
 
-def _map(inspect: partial[_Entry], pairs: list[tuple[str, str]], workers: int) -> list[_Entry]:
-    if workers <= 1:
-        return [inspect(pair) for pair in pairs]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(inspect, pairs, chunksize=64))
+# --- Lists ---------------------------------------------------------------------------------
 
 
-def _report(dataset: Dataset, problems: list[str]) -> str:
-    lines = problems[:MAX_REPORTED]
-    if len(problems) > MAX_REPORTED:
-        lines.append(f"and {len(problems) - MAX_REPORTED} more")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"dataset '{dataset.name}' in {dataset.root} has {count}:\n  " + "\n  ".join(lines)
+def _list_problems(dataset: Dataset, listing: Listing, is_subset: bool) -> Iterator[Problem]:
+    described = get_kind(dataset.kind)
+    hint = f"; if a subset is meant, set datasets.{dataset.name}.subset: true"
+    for subset, pairs in listing.items():
+        published = described.IMAGES.get(subset)
+        if not pairs:
+            yield Problem(EMPTY_LIST, subset)
+        elif published is not None and len(pairs) != published and not is_subset:
+            known = described.OTHER_LISTS.get(len(pairs), "") if subset == "train" else ""
+            known = f" ({known})" if known else ""
+            detail = f"{len(pairs):,} images{known}, the release has {published:,}"
+            yield Problem(RELEASE + hint, subset, detail)
+        counts = Counter(image for image, _ in pairs)
+        for image, times in counts.items():
+            if times > 1:
+                yield Problem(REPEATED, image, f"{times} times in {subset}")
+    lists = [(subset, {image for image, _ in pairs}) for subset, pairs in listing.items()]
+    for number, (subset, images) in enumerate(lists):
+        for other, others in lists[number + 1 :]:
+            for image in sorted(images & others):
+                yield Problem(SHARED, image, f"in {subset} and {other}")
 
 
-def _inspect(root: Path, lookup: npt.NDArray[np.int16], pair: tuple[str, str]) -> _Entry:
+def _report(dataset: Dataset, problems: list[Problem], full_report: Path | None) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    title = f"dataset '{dataset.name}' in {dataset.root} has {count}:"
+    if max(Counter(problem.heading for problem in problems).values()) <= MAX_REPORTED:
+        return "\n".join([title, *_sections(problems, len(problems))])
+    lines = [title, *_sections(problems, MAX_REPORTED)]
+    if full_report is not None:
+        write_text(full_report, "\n".join([title, *_sections(problems, len(problems)), ""]))
+        lines.append(f"all of them are listed in {full_report}")
+    return "\n".join(lines)
+
+
+def _sections(problems: Iterable[Problem], most: int) -> Iterator[str]:
+    """Group problems by heading, each heading with its number of problems."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.heading, []).append(problem)
+    for heading, found in groups.items():
+        yield f"  {len(found):,} {heading}:"
+        yield from (f"    {problem}" for problem in found[:most])
+        if len(found) > most:
+            yield f"    and {len(found) - most:,} more"
+
+
+# --- Images and masks ----------------------------------------------------------------------
+
+
+def _look_at_all(
+    dataset: Dataset,
+    pairs: list[tuple[str, str]],
+    workers: int,
+    progress: Path | None,
+    stop: Callable[[], str | None],
+) -> dict[tuple[str, str], _Entry]:
+    """Inspect each pair, those of an interrupted attempt only where they have changed."""
+    rules = MaskRules.of(dataset)
+    title = _progress_title(dataset, rules)
+    entries = {} if progress is None else _known(progress, title, dataset.root, set(pairs))
+    left = [pair for pair in dict.fromkeys(pairs) if pair not in entries]
+    inspect = partial(_inspect, dataset.root, rules)
+    with (
+        _appending(progress, title, fresh=not entries) as file,
+        # An error here must end the processes before it goes on.
+        closing(_map(inspect, left, workers)) as results,
+    ):
+        for pair, (stamp, entry) in zip(left, results, strict=True):
+            entries[pair] = entry
+            if file is not None and not entry.problems:
+                _add_line(file, json.dumps([*pair, *stamp, *entry[:3]]))
+            if (reason := stop()) is not None:
+                raise CissError(
+                    f"interrupted by {reason} after {len(entries)} of {len(pairs)} images; start "
+                    "again to go on from there"
+                )
+    return entries
+
+
+def _map(
+    inspect: partial[tuple[list[int], _Entry]], pairs: list[tuple[str, str]], workers: int
+) -> Generator[tuple[list[int], _Entry], None, None]:
+    if workers <= 1 or len(pairs) <= _CHUNK:
+        yield from map(inspect, pairs)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+        results = pool.map(inspect, pairs, chunksize=_CHUNK)
+        try:
+            yield from results
+        except BrokenProcessPool as error:
+            raise CissError(
+                "a process that read images was killed, perhaps for want of memory; start again "
+                "to go on from there, with fewer workers (runtime.threads) if it comes back"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave signals to the parent process, and end with it even where it is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _progress_title(dataset: Dataset, rules: MaskRules) -> str:
+    """Name the data and the checks: progress of others is of no use."""
+    values = hashlib.sha256(rules.occurring.tobytes()).hexdigest()[:16]
+    return json.dumps(["index", 1, str(dataset.root.absolute()), dataset.kind, values])
+
+
+def _known(
+    progress: Path, title: str, root: Path, pairs: set[tuple[str, str]]
+) -> dict[tuple[str, str], _Entry]:
+    """Read the entries of an interrupted attempt whose files are still the same."""
+    entries = {}
+    with suppress(OSError, UnicodeDecodeError):
+        first, *lines = progress.read_text(encoding="utf-8").splitlines()
+        for line in lines if first == title else []:
+            # The last line may be torn, or follow a torn one.
+            with suppress(ValueError, OSError):
+                image, mask, *stamp, width, height, labels = json.loads(line)
+                if (image, mask) in pairs and stamp == _stamp(root, image, mask):
+                    entries[image, mask] = _Entry(width, height, labels, [])
+    return entries
+
+
+@contextmanager
+def _appending(progress: Path | None, title: str, fresh: bool) -> Iterator[IO[bytes] | None]:
+    """Yield a file to add lines to, which holds each as soon as it is added."""
+    if progress is None:
+        yield None
+        return
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    with progress.open("wb" if fresh else "ab", buffering=0) as file:
+        _add_line(file, title if fresh else "")
+        yield file
+
+
+def _add_line(file: IO[bytes], text: str) -> None:
+    with suppress(OSError):  # a full disk is no reason to stop reading
+        file.write(f"{text}\n".encode())
+
+
+def _stamp(root: Path, image: str, mask: str) -> list[int]:
+    """Size and modification time of both files; ``OSError`` where one is missing."""
+    stats = [(root / path).stat() for path in (image, mask)]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+
+
+def _inspect(root: Path, rules: MaskRules, pair: tuple[str, str]) -> tuple[list[int], _Entry]:
+    """Return what the pair's files were when they were read, and what is in them."""
     image, mask = pair
-    image_size, image_problem = _image_size(root / image)
-    counts, mask_size, mask_problem = _mask_counts(root / mask)
-    problems = [
-        f"{path}: {problem}"
-        for path, problem in ((image, image_problem), (mask, mask_problem))
-        if problem
-    ]
-    if not problems and image_size != mask_size:
-        problems.append(
-            f"{mask}: is {mask_size[0]} × {mask_size[1]} pixels, its image {image} is "
-            f"{image_size[0]} × {image_size[1]}"
-        )
-    values = np.flatnonzero(counts)
-    problems += _unknown_values(mask, lookup, values, counts)
-    labels = " ".join(f"{value}:{counts[value]}" for value in values)
-    return _Entry(*image_size, labels, problems)
-
-
-def _image_size(path: Path) -> tuple[tuple[int, int], str]:
-    """Return an image's (width, height) from its header, and what is wrong with it or ""."""
+    stamp: list[int] = []
+    with suppress(OSError):
+        stamp = _stamp(root, image, mask)
+    problems: list[Problem] = []
+    size, turned, labels = (0, 0), False, ""
     try:
-        with Image.open(path) as image:
-            size = image.size
-            if not _ends(path, image.format):
-                image.load()
+        size, mode, turned = _image_header(root / image)
+        if mode.startswith(("I", "F")):
+            problems.append(
+                Problem(NOT_8_BIT, image, f"mode {mode}; save it with 8 bits a channel")
+            )
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        return (0, 0), _reason(error)
-    return size, ""
+        problems.append(_unreadable(root, image, error))
+    try:
+        content = read_mask(root / mask, rules)
+    except Exception as error:
+        problems.append(_unreadable(root, mask, error))
+    else:
+        labels = " ".join(f"{v}:{content.counts[v]}" for v in np.flatnonzero(content.counts))
+        problems += [Problem(heading, mask, detail) for heading, detail in content.problems]
+        mask_size = (content.width, content.height)
+        if size != (0, 0) and mask_size != size:
+            hint = (
+                ", and its EXIF data ask for it to be turned, which is not done" if turned else ""
+            )
+            problems.append(
+                Problem(
+                    SIZE,
+                    mask,
+                    f"{mask_size[0]} × {mask_size[1]} pixels, its image {image} is "
+                    f"{size[0]} × {size[1]}{hint}",
+                )
+            )
+    return stamp, _Entry(*size, labels, problems)
+
+
+def _unreadable(root: Path, path: str, error: Exception) -> Problem:
+    if isinstance(error, FileNotFoundError):
+        return Problem(MISSING, path)
+    with suppress(OSError):
+        if (root / path).stat().st_size == 0:
+            return Problem(EMPTY_FILE, path)
+    if isinstance(error, Image.UnidentifiedImageError):
+        return Problem(UNREADABLE, path, "of no known image format")
+    reason = str(getattr(error, "strerror", None) or error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return Problem(UNREADABLE, path, reason)
+    return Problem(TRUNCATED, path, reason)
+
+
+def _image_header(path: Path) -> tuple[tuple[int, int], str, bool]:
+    """Return an image's (width, height), its mode, and whether EXIF wants it turned by 90°.
+
+    The pixels are decoded only where the file does not have its format's end.
+    """
+    with Image.open(path) as image:
+        if not _ends(path, image.format):
+            image.load()
+        if 0 in image.size:
+            raise OSError("has no pixels")
+        turned = image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        return image.size, image.mode, turned
 
 
 def _ends(path: Path, format_: str | None) -> bool:
@@ -153,51 +384,5 @@ def _ends(path: Path, format_: str | None) -> bool:
         file.seek(0)
         content = file.read()
     if content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-        raise OSError("truncated")
+        raise OSError("breaks off")
     return False
-
-
-def _mask_counts(path: Path) -> tuple[npt.NDArray[np.int64], tuple[int, int], str]:
-    """Return pixels of each value (int64[256]), (width, height), and what is wrong or ""."""
-    nothing = np.zeros(256, dtype=np.int64)
-    try:
-        with Image.open(path) as mask:
-            if mask.mode not in _MASK_MODES:
-                return (
-                    nothing,
-                    mask.size,
-                    f"is of mode {mask.mode}, a mask must hold one 8-bit label a pixel "
-                    "(grey or palette PNG)",
-                )
-            values = np.frombuffer(mask.tobytes(), dtype=np.uint8)
-            return np.bincount(values, minlength=256), mask.size, ""
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        return nothing, (0, 0), _reason(error)
-
-
-def _unknown_values(
-    mask: str,
-    lookup: npt.NDArray[np.int16],
-    values: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-) -> Iterator[str]:
-    unknown = values[lookup[values] == INVALID]
-    if len(unknown):
-        found = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        yield f"{mask}: unknown mask value {found}{more}; known are {_ranges(lookup)}"
-
-
-def _ranges(lookup: npt.NDArray[np.int16]) -> str:
-    """Spell the known values: ``0-20, 255``."""
-    known = np.flatnonzero(lookup != INVALID)
-    runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "is missing"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "is not an image that can be read"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"

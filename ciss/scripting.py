@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ciss.datasets import Dataset, open_dataset
+from ciss.datasets import BACKGROUNDS, Dataset, open_dataset
 from ciss.download import Sources
 from ciss.errors import CissError
+from ciss.flags import values_from
 from ciss.runtime import log, start_logging
 
 
@@ -32,12 +34,39 @@ def add_dataset_flags(made: argparse.ArgumentParser) -> None:
     group.add_argument("--root", type=Path, required=True, help="the folder it lies in")
     group.add_argument("--classes", nargs="+", help="classes in learning order (default: all)")
     group.add_argument("--order", default="", help="letter of a class order")
+    group.add_argument(
+        "--background",
+        choices=BACKGROUNDS,
+        help="what pixels without a class are (default: the kind's)",
+    )
+    group.add_argument(
+        "--values",
+        nargs="+",
+        metavar="NAME=1,2",
+        help="raw mask values of classes, for kinds without classes of their own",
+    )
+    group.add_argument("--void", nargs="*", type=int, help="raw mask values that do not count")
+
+
+def add_files_flag(made: argparse.ArgumentParser) -> None:
+    """Add ``--files``, which only a script that lists a dataset's files needs."""
+    made.add_argument(
+        "--files", type=json.loads, help="where images and masks lie, as JSON (kind folders)"
+    )
 
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
     """Make the dataset that the arguments describe."""
     return open_dataset(
-        arguments.dataset, arguments.kind, arguments.root, arguments.classes, arguments.order
+        arguments.dataset,
+        arguments.kind,
+        arguments.root,
+        arguments.classes,
+        arguments.order,
+        background=arguments.background,
+        values=None if arguments.values is None else values_from(arguments.values),
+        void=arguments.void,
+        files=getattr(arguments, "files", None),
     )
 
 

@@ -23,7 +23,7 @@ rule attribute:
         gpu=gpus_per_job(),
     params:
         program=program("attribute.py"),
-        settings=lambda wildcards: dataset_flags(
+        settings=lambda wildcards: label_flags(
             wildcards.dataset,
             scenario_at(wildcards.dataset, wildcards.scenario, False).order,
         )

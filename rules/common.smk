@@ -5,6 +5,7 @@
 # device, workers, threads. Its functions take `threads`, and parameters derived from threads are
 # not compared by Snakemake, so that such a change reruns nothing.
 
+import json
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ import ciss.fingerprint
 import ciss.prepare
 from ciss import experiments, methods, paths
 from ciss.errors import CissError
-from ciss.flags import option_flags, to_flags
+from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name
 
 

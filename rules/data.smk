@@ -41,9 +41,9 @@ rule index:
     threads: CONFIG["runtime"]["threads"]
     params:
         program=program("index.py"),
-        settings=lambda wildcards: dataset_flags(wildcards.dataset),
+        settings=index_flags,
         files=dataset_state,
-        runtime=root_flags,
+        runtime=index_runtime_flags,
     shell:
         "{params.program:q} {params.settings:q} {params.runtime:q}"
         " --workers {threads} --output {output:q} --log {log:q}"

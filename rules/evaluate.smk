@@ -24,6 +24,7 @@ rule evaluate:
             {
                 "crop": settings_of(wildcards)["recipe"]["crop"],
                 "mode": settings_of(wildcards)["evaluation"]["mode"],
+                "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
             }
         ),
         runtime=runtime_flags,

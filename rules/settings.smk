@@ -2,20 +2,38 @@
 
 
 def dataset_flags(dataset, order=""):
-    """Settings that say what the labels mean."""
+    """Settings that say which classes there are, and which mask values they have."""
     entry = ciss.config.dataset_entry(CONFIG, dataset)
+    values = entry.get("values")
+    void = entry.get("void")
     return to_flags(
         {
             "dataset": dataset,
             "kind": entry["kind"],
             "order": order or None,
             "classes": entry.get("classes"),
+            "values": None if values is None else value_flags(values),
+            "void": [void] if isinstance(void, int) else void,
         }
     )
 
 
+def label_flags(dataset, order):
+    """Settings that say what every pixel's label is: index and splits do not ask for the background."""
+    entry = ciss.config.dataset_entry(CONFIG, dataset)
+    return dataset_flags(dataset, order) + to_flags(
+        {"background": entry.get("background")}
+    )
+
+
 def labels_of(wildcards):
-    return dataset_flags(wildcards.dataset, scenario_of(wildcards).order)
+    return label_flags(wildcards.dataset, scenario_of(wildcards).order)
+
+
+def index_flags(wildcards):
+    files = ciss.config.dataset_entry(CONFIG, wildcards.dataset).get("files")
+    spelled = None if files is None else json.dumps(files, sort_keys=True)
+    return dataset_flags(wildcards.dataset) + to_flags({"files": spelled})
 
 
 def split_flags(wildcards):
@@ -24,7 +42,7 @@ def split_flags(wildcards):
     spelled = (
         f"{scenario.base}-{scenario.increment}" if scenario.increment else "offline"
     )
-    return labels_of(wildcards) + to_flags(
+    return dataset_flags(wildcards.dataset, scenario.order) + to_flags(
         {"scenario": spelled, "setup": scenario.setup, "steps": list(steps)}
     )
 
@@ -75,6 +93,13 @@ def run_flags(wildcards):
 
 def root_flags(wildcards, threads):
     return to_flags({"root": dataset_at(wildcards.dataset).root})
+
+
+def index_runtime_flags(wildcards, threads):
+    """Where the data lie, and whether they may be a part of a release: no other index comes of it."""
+    entry = ciss.config.dataset_entry(CONFIG, wildcards.dataset)
+    subset = ["--subset"] if entry.get("subset", False) else []
+    return root_flags(wildcards, threads) + subset
 
 
 def runtime_flags(wildcards, threads, resources):

@@ -32,6 +32,14 @@ def matrix(**change: Any) -> dict[str, Any]:
     return {"matrices": {"mine": {**MATRIX, **change}}}
 
 
+FILES = {"images": "i", "masks": "m", "val_fraction": 0.2}
+
+
+def own(**change: Any) -> dict[str, Any]:
+    entry = {"kind": "folders", "root": "x", "classes": ["a", "b"], "files": FILES}
+    return {"datasets": {"own": {**entry, **change}}}
+
+
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     # a key that does not exist, at every level
     ({"recpie": {}}, ["'recpie'", "did you mean 'recipe'", "evaluation"]),
@@ -121,6 +129,21 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
         {"datasets": {"voc": {"generate": DEFAULTS["datasets"]["shapes"]["generate"]}}},
         ["datasets.voc.generate", "shapes"],
     ),
+    ({"datasets": {"voc": {"subset": "some"}}}, ["datasets.voc.subset", "'some'", "boolean"]),
+    ({"datasets": {"voc": {"background": "ignore"}}}, ["datasets.voc.background", "is a class"]),
+    ({"datasets": {"ade": {"background": "void"}}}, ["ade.background", "unlabelled, ignore"]),
+    ({"evaluation": {"images": "train"}}, ["evaluation.images", "'train'", "test, val"]),
+    ({"datasets": {"voc": {"files": {"images": "i", "masks": "m"}}}}, ["voc.files", "folders"]),
+    ({"datasets": {"voc": {"values": {"cat": 1}}}}, ["datasets.voc.values", "folders"]),
+    (own(values={"a": 256, "b": 1}), ["own.values.a", "256", "at most 255"]),
+    (own(values={"a": [1, 2.5], "b": 3}), ["own.values.a.1", "2.5", "integer"]),
+    (own(void=-1), ["datasets.own.void", "-1", "at least 0"]),
+    (own(void=1), ["datasets.own", "1", "'a'", "'void'"]),
+    (own(files={"images": "i"}), ["datasets.own.files", "'masks'", "missing"]),
+    (own(files={"images": "i", "masks": "m"}), ["datasets.own.files", "in no way"]),
+    (own(files={**FILES, "val_fraction": 1}), ["own.files.val_fraction", "less than 1"]),
+    (own(files={**FILES, "maks": "m"}), ["datasets.own.files", "'maks'", "'masks'"]),
+    (own(files={**FILES, "images": {"train": "t"}}), ["own.files.images", "'val'", "missing"]),
     ({"methods": {"mib100": {"method": "mbi"}}}, ["'mbi'", "'mib'", "plop"]),
     ({"methods": {"mib": {"method": "ft"}}}, ["methods.mib", "built-in", "another name"]),
     ({"initialisations": {"mib": {"initialisation": "awt"}}}, ["initialisations.mib", "built-in"]),
@@ -240,6 +263,24 @@ def test_numbers_given_as_text_are_read() -> None:
     assert parse_experiment(config, "voc_15-1_ewc").method.options["normalise"] is False
     options = parse_experiment(config, "voc_15-1_mib_awt").init.options
     assert (options["fraction"], options["pooling"]) == (0.5, "avg_after_mean")
+
+
+def test_mask_values_given_as_text_are_read() -> None:
+    text = own(values={"a": "1", "b": ["2", "3"]}, void="9", subset="true", background="ignore")
+    config = checked(with_change(**text))
+    entry = config["datasets"]["own"]
+    assert (entry["values"], entry["void"]) == ({"a": 1, "b": [2, 3]}, 9)
+    assert entry["subset"] is True
+    assert dataset(config, "own").lookup[[0, 1, 2, 3, 9, 255]].tolist() == [255, 1, 2, 2, 255, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "evaluated"),
+    [("camvid", "test", "test"), ("camvid", "val", "val"), ("voc", "val", "test")],
+)
+def test_the_evaluated_list(name: str, images: str, evaluated: str) -> None:
+    config = checked(with_change(evaluation={"images": images}))
+    assert configuration.evaluated_images(config, name) == evaluated
 
 
 def test_levels_are_merged_key_by_key() -> None:
@@ -369,9 +410,13 @@ def test_everything_in_the_schema_is_shown_in_config_yaml() -> None:
         if pattern == ("prepare", "checksums", "*"):
             continue  # empty
         text = (REPOSITORY / "config.yaml").read_text()
-        # A list of classes and seeds of a matrix are optional and need no default.
-        if pattern in {("datasets", "*", "classes"), ("matrices", "*", "seeds")}:
-            assert pattern[-1] in text
+        # What has no default is in a comment; the keys of `files` are described with the kind.
+        own = {("datasets", "*", key) for key in ("classes", "values", "void")}
+        if pattern[:3] in own | {("matrices", "*", "seeds")}:
+            assert f"{pattern[2]}:" in text
+            continue
+        if pattern[:3] == ("datasets", "*", "files"):
+            assert pattern[3] in (REPOSITORY / "docs" / "add-a-dataset.md").read_text()
             continue
         assert any(fits(path, pattern) for path in shown), pattern
 

@@ -37,7 +37,12 @@ TINY = {
     "datasets": {
         "shapes": {"kind": "shapes", "generate": {"train": 60, "val": 20, "size": 32, "seed": 0}},
         # Images of the user's own, as far as the workflow can tell.
-        "own": {"kind": "voc", "root": "own images", "classes": ["cat", "dog", "bird"]},
+        "own": {
+            "kind": "voc",
+            "root": "own images",
+            "classes": ["cat", "dog", "bird"],
+            "subset": True,
+        },
     },
     "model": {
         "backbone": "resnet18",
@@ -303,6 +308,8 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "width": ("model={width: 5}", TRAINED_ANEW),
     "evaluation mode": ("evaluation={mode: full}", {"evaluate": 10, **REPORT}),
     "evaluation batch": ("evaluation={batch: 2}", {}),
+    "evaluated list, of which there is one": ("evaluation={images: val}", {}),
+    "a subset is meant": ("datasets={shapes: {subset: true}}", {}),
     "attribution method": (
         "attribution={method: captum}",
         {"attribute": 2, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT},

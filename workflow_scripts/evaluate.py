@@ -9,6 +9,7 @@ import repository  # noqa: F401
 
 from ciss import paths, scripting, splits
 from ciss.checkpoint import load_model
+from ciss.errors import CissError
 from ciss.evaluation import evaluate
 from ciss.flags import add_flags, from_flags
 from ciss.labels import evaluation_lookup
@@ -25,7 +26,12 @@ def main(arguments: argparse.Namespace) -> None:
     dataset = scripting.dataset_from(arguments)
     network, metadata = load_model(arguments.model)
     seen = range(1, network.n_classes)
-    rows = splits.select(splits.read_split(arguments.split), arguments.step, "test")
+    rows = splits.select(splits.read_split(arguments.split), arguments.step, arguments.images)
+    if rows.empty:
+        raise CissError(
+            f"{arguments.split} has no {arguments.images} images for step {arguments.step}; set "
+            "evaluation.images to another list, or delete the split to have it made again"
+        )
     images = EvaluationImages(
         dataset.root,
         rows,
@@ -41,6 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
         "dataset": dataset.name,
         "step": arguments.step,
         "images": len(images),
+        "list": arguments.images,
         "mode": arguments.mode,
         "crop": arguments.crop,
         "model": metadata,
@@ -59,6 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, required=True)
     parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
     parser.add_argument("--mode", required=True, help="crop or full")
+    parser.add_argument("--images", default="test", help="list of the split: test or val")
     parser.add_argument("--batch", type=int, default=16, help="crops in a batch")
     parser.add_argument("--output", type=Path, required=True, help="confusion matrix (CSV)")
     add_flags(parser, Runtime)

@@ -9,19 +9,34 @@ import repository  # noqa: F401
 
 from ciss import scripting
 from ciss.index import build_index, write_index
-from ciss.runtime import log
+from ciss.runtime import log, stop_request
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the index."""
-    index = build_index(scripting.dataset_from(arguments), workers=arguments.workers)
-    write_index(arguments.output, index)
-    log.info("indexed %d images", len(index))
+    dataset = scripting.dataset_from(arguments)
+    beside = arguments.output.with_suffix
+    with stop_request() as request:
+        index = build_index(
+            dataset,
+            workers=arguments.workers,
+            is_subset=arguments.subset,
+            progress=beside(".progress"),
+            full_report=beside(".problems.txt"),
+            stop=lambda: request.reason,
+        )
+        write_index(arguments.output, index)
+    for subset, images in index.groupby("subset", sort=False).size().items():
+        log.info("%s: %d images", subset, images)
 
 
 if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     scripting.add_dataset_flags(parser)
+    scripting.add_files_flag(parser)
+    parser.add_argument(
+        "--subset", action="store_true", help="a part of a published release is meant"
+    )
     parser.add_argument("--output", type=Path, required=True, help="index to write (CSV)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read masks")
     scripting.run(main, parser)

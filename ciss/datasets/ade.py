@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ciss.datasets.base import Listing, paired, value_table
+from ciss.errors import CissError
 
 # In the order of the benchmark's labels, by the first of each class's names.
 _NAMES = """
@@ -33,6 +37,10 @@ CLASSES: tuple[str, ...] = (
     *(name.strip() for name in _NAMES.replace("\n", " ").split(",")),
 )
 VALUES = value_table({value: value for value in range(151)})
+UNLABELLED = (0,)
+IMAGES = {"train": 20210, "val": 2000}
+OTHER_LISTS = {25574: "the full ADE20K release of 2021, not SceneParsing"}
+
 #: The published class orders of 100-50b, 100-10b and 50-50b, and of the same with c, from MiB's
 #: task table (tasks.py, which calls 50-50 50). Each is one order, of which those are cuts.
 ORDERS: dict[str, tuple[int, ...]] = {
@@ -61,15 +69,37 @@ ORDERS: dict[str, tuple[int, ...]] = {
     }.items()
 }
 
+_NEEDED = "take the SceneParsing release, ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
 def list_images(root: Path) -> Listing:
     """Pair ``images/{training,validation}/ID.jpg`` with ``annotations/…/ID.png``."""
+    full = next((root / "images").glob("*/training"), None)
+    full = full or next((root / "images" / "training").glob("*/"), None)
+    if full is not None:
+        raise CissError(
+            f"{root} holds the full ADE20K release ({full} is a folder of scenes), whose masks "
+            f"code classes in colours; {_NEEDED}"
+        )
     return {
         subset: paired(root, f"images/{folder}/*.jpg", _mask_of)
         for subset, folder in _FOLDERS.items()
     }
+
+
+def explain(mode: str, values: npt.NDArray[np.int64]) -> str:
+    """Say what may have happened to a mask."""
+    if mode.startswith("RGB"):
+        return f"the full ADE20K release codes classes in colours; {_NEEDED}"
+    if 255 in values and values[values != 255].max(initial=0) < 150:
+        return (
+            "labels shifted by one, with 255 for unlabelled, as made for code that counts classes "
+            "from 0; take the masks as they were published"
+        )
+    if values.max(initial=0) > 150:
+        return f"labels of another release than SceneParsing; {_NEEDED}"
+    return ""
 
 
 def _mask_of(image: str) -> str:

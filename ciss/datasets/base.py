@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +17,39 @@ VOID = 255
 #: marks a raw mask value that must not occur in a dataset
 INVALID = -1
 
-#: subset ("train", "val") -> (image path, mask path) relative to the root, in the lists' order
+#: subset ("train", "val", "test") -> (image path, mask path) relative to the root, in their order
 Listing = dict[str, list[tuple[str, str]]]
 
 
-class Kind(Protocol):
+@dataclass(frozen=True)
+class Kind:
     """What a module of this package offers to describe one dataset layout.
 
     ``CLASSES`` starts with "background"; it is ``None`` where the user has to name the classes.
     ``VALUES`` is int16[256]: raw mask value -> 0, a position in ``CLASSES``, ``VOID`` or
-    ``INVALID``. ``ORDERS`` names permutations of 1..K by a letter.
+    ``INVALID``. ``list_images`` takes the root, and the settings ``files`` where the kind has
+    ``check_files``. A module may leave the others out.
     """
 
     CLASSES: tuple[str, ...] | None
     VALUES: npt.NDArray[np.int16]
-    ORDERS: dict[str, tuple[int, ...]]
-    list_images: Callable[[Path], Listing]
+    list_images: Callable[..., Listing]
+    #: permutations of 1..K by a letter
+    ORDERS: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: raw values of pixels without a class, which ``background`` may ignore or count
+    UNLABELLED: tuple[int, ...] = ()
+    #: raw values that its masks hold, where that is less than ``VALUES`` has a meaning for
+    OCCURRING: tuple[int, ...] | None = None
+    #: number of images of each subset in the published release
+    IMAGES: Mapping[str, int] = field(default_factory=dict)
+    #: other numbers of training images that are known, and of what
+    OTHER_LISTS: Mapping[int, str] = field(default_factory=dict)
+    #: uint8 [256, 3], colours by which its masks are commonly shown
+    PALETTE: npt.NDArray[np.uint8] | None = None
+    #: what the user may say of where files lie: raises ``CissError``, returns the subsets
+    check_files: Callable[[str, Mapping[str, Any]], tuple[str, ...]] | None = None
+    #: what may have happened to a mask, from its mode and raw values; empty for no idea
+    explain: Callable[[str, npt.NDArray[np.int64]], str] = lambda mode, values: ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +58,9 @@ class Dataset:
 
     ``classes`` are in learning order with the background first. ``lookup`` is int16[256]: raw
     mask value -> label in learning order; 0 also for classes that the user left out, 255 void,
-    -1 for a value that must not occur.
+    -1 for a value that must not occur. ``occurring``: bool[256], raw values that masks may hold.
+    ``files``: where images and masks lie, for kinds that leave this to the user. ``subsets``:
+    "train" and "val", and "test" where the images to report on are apart from "val".
     """
 
     name: str
@@ -49,6 +68,9 @@ class Dataset:
     root: Path
     classes: tuple[str, ...]
     lookup: npt.NDArray[np.int16]
+    occurring: npt.NDArray[np.bool_]
+    files: Mapping[str, Any] = field(default_factory=dict)
+    subsets: tuple[str, ...] = ("train", "val")
 
     @property
     def n_classes(self) -> int:
@@ -84,12 +106,14 @@ def paired(root: Path, pattern: str, mask_of: Callable[[str], str]) -> list[tupl
     ``mask_of`` turns an image's path relative to the root into its mask's. Raises ``CissError``
     where nothing matches.
     """
-    images = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+    found = (path for path in root.glob(pattern) if not path.name.startswith("."))
+    images = sorted(path.relative_to(root).as_posix() for path in found)
     if not images:
         raise CissError(f"no images {root}/{pattern}; docs/data.md shows the expected layout")
     return [(image, mask_of(image)) for image in images]
 
 
 def as_kind(module: object) -> Kind:
-    """Take a module of this package as a ``Kind``."""
-    return cast(Kind, module)
+    """Read a module of this package as a ``Kind``."""
+    offered = [entry.name for entry in fields(Kind) if hasattr(module, entry.name)]
+    return Kind(**{name: getattr(module, name) for name in offered})

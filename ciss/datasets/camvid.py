@@ -1,6 +1,7 @@
-"""CamVid with 11 classes: 367 train and 101 val frames of 480 × 360 pixels.
+"""CamVid with 11 classes: 367 train, 101 val and 233 test frames of 480 × 360 pixels.
 
-It has no background: every pixel that is not void belongs to a class, as in Cityscapes.
+It has no background: every pixel that is not void belongs to a class. Papers report on the test
+frames (SegNet, Badrinarayanan et al., TPAMI 2017, whose version of the labels this is).
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ CLASSES: tuple[str, ...] = (
     "bicyclist",
 )
 VALUES = value_table({**{value: value + 1 for value in range(11)}, 11: VOID})
-ORDERS: dict[str, tuple[int, ...]] = {}
+UNLABELLED = (11,)
+IMAGES = {"train": 367, "val": 101, "test": 233}
 
 
 def list_images(root: Path) -> Listing:
-    """Pair ``{train,val}/ID.*`` with ``{train,val}annot/ID.png``."""
+    """Pair ``{train,val,test}/ID.*`` with ``{train,val,test}annot/ID.png``."""
     return {
         subset: paired(root, f"{subset}/*.*", lambda image: _mask_of(Path(image)))
-        for subset in ("train", "val")
+        for subset in IMAGES
     }
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ciss.datasets.base import BACKGROUND, VOID, Listing, paired, value_table
 
 #: label id -> evaluation class, in the usual order
@@ -37,7 +40,10 @@ VALUES = value_table(
     {0: BACKGROUND, **{value: label for label, value in enumerate(_EVALUATED, start=1)}},
     default=VOID,
 )
-ORDERS: dict[str, tuple[int, ...]] = {}
+#: label ids; the licence plate's, -1, is not drawn
+OCCURRING = tuple(range(34))
+UNLABELLED = (0,)
+IMAGES = {"train": 2975, "val": 500}
 
 
 def list_images(root: Path) -> Listing:
@@ -46,6 +52,17 @@ def list_images(root: Path) -> Listing:
         subset: paired(root, f"leftImg8bit/{subset}/*/*_leftImg8bit.png", _mask_of)
         for subset in ("train", "val")
     }
+
+
+def explain(mode: str, values: npt.NDArray[np.int64]) -> str:
+    """Say what may have happened to a mask."""
+    if mode.startswith("RGB"):
+        return "the *_gtFine_color.png files; take *_gtFine_labelIds.png"
+    if mode.startswith("I"):
+        return "the *_gtFine_instanceIds.png files; take *_gtFine_labelIds.png"
+    if 255 in values and values[values != 255].max(initial=0) < len(_EVALUATED):
+        return "trainIds, where 255 is void; take *_gtFine_labelIds.png as they were published"
+    return ""
 
 
 def _mask_of(image: str) -> str:

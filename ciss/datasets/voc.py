@@ -39,6 +39,14 @@ CLASSES: tuple[str, ...] = (
 )
 VALUES = value_table({**{label: label for label in range(21)}, 255: VOID})
 
+IMAGES = {"train": 10582, "val": 1449}
+OTHER_LISTS = {
+    1464: "the plain VOC 2012 train list, not the augmented one",
+    2913: "the plain VOC 2012 trainval list, not the augmented train list",
+    8498: "SBD's own train list, which has images of VOC's val",
+    12031: "the augmented train list and val together",
+}
+
 #: The published random class orders of 15-1: 15-1a … 15-1j in AWT's task table (tasks.py), in
 #: PLOP's 15-5s_b … 15-5s_k.
 ORDERS: dict[str, tuple[int, ...]] = {
@@ -97,6 +105,9 @@ def palette() -> npt.NDArray[np.uint8]:
     for bit in range(8):
         colours[:, bit % 3] |= ((label >> bit & 1) << 7 - bit // 3).astype(np.uint8)
     return colours
+
+
+PALETTE = palette()
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]]:

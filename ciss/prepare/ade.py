@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciss.archives import member_names, unpack
+from ciss.datasets import ade as layout
 from ciss.download import Remote
 from ciss.errors import CissError
 
@@ -25,7 +26,7 @@ Read the terms at https://ade20k.csail.mit.edu/, then fetch
 (linked from http://sceneparsing.csail.mit.edu/). Not ADE20K_2016_07_26.zip or
 ADE20K_2021_17_01.zip, the full ADE20K, whose masks encode thousands of classes as colours.
 """
-IMAGES = {"train": 20_210, "val": 2_000}
+IMAGES = layout.IMAGES
 
 ADE = Remote(
     "ADEChallengeData2016.zip",

