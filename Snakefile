@@ -29,6 +29,7 @@ localrules:
     figures,
     shares_figure,
     class_figure,
+    pages,
     paper,
 
 
@@ -42,6 +43,7 @@ include: "rules/train.smk"
 include: "rules/awt.smk"
 include: "rules/evaluate.smk"
 include: "rules/paper.smk"
+include: "rules/pages.smk"
 include: "rules/targets.smk"
 
 

@@ -151,9 +151,7 @@ def attribute(
     was_training = network.training
     network.eval()
     try:
-        maps_of = _closed_form_of(network) if method == "closed_form" else None
-        if maps_of is None:
-            maps_of = _captum_of(network, method, n_steps)
+        maps_of = attribution_maps(network, method, n_steps)
         attribution = None
         for images, labels in batches:
             maps = maps_of(images)
@@ -173,6 +171,18 @@ def attribute(
         max_sums=attribution.max_sums.float().cpu(),
         joint_max_sum=attribution.joint_max_sum.float().cpu(),
     )
+
+
+def attribution_maps(
+    network: SegmentationNetwork, method: str = "closed_form", n_steps: int = 50
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from images [B, 3, H, W] to their attributions [B, C, h, w], float32.
+
+    ``network`` must be in evaluation mode; ``method`` and ``n_steps`` are those of ``attribute``.
+    """
+    if method == "closed_form":
+        return _closed_form_of(network)
+    return _captum_of(network, method, n_steps)
 
 
 def _closed_form_of(network: SegmentationNetwork) -> Callable[[Tensor], Tensor]:

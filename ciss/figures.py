@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -26,8 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ciss import results
-from ciss.datasets.base import VOID
-from ciss.datasets.voc import palette as voc_palette
+from ciss.datasets.base import BACKGROUND, VOID
 from ciss.errors import CissError
 from ciss.files import replacing
 from ciss.style import Style, pretty_name, split_run
@@ -36,6 +36,21 @@ P = ParamSpec("P")
 
 _NOT_LEARNED = "#E8E8E8"
 _FORGETTING = "forgetting (points of IoU)"
+_CHOSEN, _LEFT = "#D55E00", "#B0B0B0"
+_BACKGROUND, _OTHER_CLASS = "#E4E4E4", "#5A5A5A"
+#: of classes in label maps: Okabe and Ito's, and three of Tol's "muted" ones
+_CLASS_COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#332288",
+    "#882255",
+    "#999933",
+)
 #: with more, forgetting is a map: marks would cover each other
 _MARKED_RUNS, _MARKED_CLASSES = 6, 40
 _POINTS_PER_INCH = 72
@@ -356,57 +371,99 @@ def transfer_shares(
 
 
 @_styled
-def channel_scores(scores: NDArray[np.floating], chosen: NDArray[np.bool_], style: Style) -> Figure:
-    """Attribution scores [C] of the classifier's input channels, sorted, the chosen ones marked.
+def channel_scores(
+    panels: Mapping[str, tuple[NDArray[np.floating], NDArray[np.bool_]]], style: Style
+) -> Figure:
+    """Attribution scores of the classifier's input channels, sorted, the chosen ones marked.
 
-    ``chosen``: [C] bool.
+    ``panels``: title → scores [C] and which are chosen, bool [C].
     """
-    scores, chosen = np.asarray(scores, dtype=float), np.asarray(chosen, dtype=bool)
-    order = np.argsort(-scores, kind="stable")
-    rank = np.arange(len(scores)) + 1
-    figure, axes = _panel(style, height=0.85 * style.height)
-    handles = []
-    for mask, colour, label in (
-        (chosen[order], "#D55E00", f"chosen ({int(chosen.sum())})"),
-        (~chosen[order], "#B0B0B0", f"not chosen ({int((~chosen).sum())})"),
-    ):
-        # The edge closes the seams that viewers show between bars.
-        axes.bar(rank[mask], scores[order][mask], 1.0, color=colour, edgecolor=colour, lw=0.2)
-        handles.append(Patch(color=colour, label=label))
-    axes.axhline(0, color="#444444", lw=0.5)
-    axes.set(xlabel="channel, by rank", ylabel="attribution score", xlim=(0, len(scores) + 1))
+    if len(panels) == 1:
+        figure, grid = _panel(style, height=0.85 * style.height)
+        axes_of = [grid]
+    else:
+        rows = -(-len(panels) // 2)
+        figure = _figure(style, 0.65 * style.height * rows + 0.2)
+        every = figure.subplots(rows, 2, squeeze=False).flatten()
+        for axes in every[len(panels) :]:
+            axes.remove()
+        axes_of = list(every[: len(panels)])
+    for axes, (title, (scores, chosen)) in zip(axes_of, panels.items(), strict=True):
+        scores, chosen = np.asarray(scores, dtype=float), np.asarray(chosen, dtype=bool)
+        order = np.argsort(-scores, kind="stable")
+        rank = np.arange(len(scores)) + 1
+        for mask, colour in ((chosen[order], _CHOSEN), (~chosen[order], _LEFT)):
+            # The edge closes the seams that viewers show between bars.
+            axes.bar(rank[mask], scores[order][mask], 1, color=colour, edgecolor=colour, lw=0.2)
+        axes.axhline(0, color="#444444", lw=0.5)
+        _small_ticks(axes, style)
+        axes.set_title(f"{_shorten(title)}\n{int(chosen.sum())} of {len(chosen)}", pad=3)
+        axes.set_xlim(0, len(scores) + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+        axes.yaxis.get_offset_text().set_fontsize(mpl.rcParams["ytick.labelsize"])
+    for axes in axes_of[-2:]:
+        axes.set_xlabel("channel, by rank")
+    figure.supylabel("attribution score", fontsize=style.font_size)
+    handles = [Patch(color=_CHOSEN, label="chosen"), Patch(color=_LEFT, label="not chosen")]
     _legend_below(figure, handles, style)
     return figure
 
 
-@_styled
-def attribution_overlay(
-    image: NDArray[np.uint8], attribution: NDArray[np.floating], style: Style
-) -> Figure:
-    """An image beside itself under its attribution map.
+class AttributedImage(NamedTuple):
+    """An image and where the channels speak for the background, positive, or against it."""
 
-    ``image``: [H, W, 3] uint8; ``attribution``: [h, w], any size, laid over the whole image.
+    title: str
+    #: [H, W, 3] uint8
+    image: NDArray[np.uint8]
+    #: [H, W] bool, the pixels of the new class
+    shown: NDArray[np.bool_]
+    #: [h, w] mean over the chosen channels, laid over the whole image
+    chosen: NDArray[np.floating]
+    #: [h, w] mean over the other ones
+    others: NDArray[np.floating]
+
+
+@_styled
+def attribution_overlays(rows: Sequence[AttributedImage], style: Style) -> Figure:
+    """Images of new classes beside themselves under the attribution of two sets of channels.
+
+    The new class is outlined. Both maps of a row have one scale, its largest absolute value.
     """
-    attribution = np.asarray(attribution, dtype=float)
-    height, width = image.shape[:2]
-    panel = 0.42 * style.width
-    figure = _figure(style, panel * height / width + 0.15)
-    left, right = figure.subplots(1, 2)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    grey = image.mean(axis=2)
-    left.imshow(image)
-    right.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    shown = right.imshow(
-        attribution, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear"
-    )
-    for axes in (left, right):
-        axes.set_axis_off()
-        axes.set(xlim=extent[:2], ylim=extent[2:])
-    bar = figure.colorbar(shown, ax=[left, right], fraction=0.04, pad=0.02)
-    if bar.solids is not None:
-        bar.solids.set_alpha(1)
-    bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    panel = 0.29 * style.width
+    heights = [row.image.shape[0] / row.image.shape[1] for row in rows]
+    figure = _figure(style, panel * sum(heights) + 0.45)
+    grid = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    colours = mpl.colormaps["PuOr_r"]
+    for line, row in zip(grid, rows, strict=True):
+        height, width = row.image.shape[:2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        grey = row.image.mean(axis=2)
+        largest = max(float(np.abs(part).max()) for part in (row.chosen, row.others)) or 1.0
+        line[0].imshow(row.image)
+        for axes, part in zip(line[1:], (row.chosen, row.others), strict=True):
+            axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            strength = np.asarray(part, dtype=float) / largest
+            shade = colours(0.5 + strength / 2)
+            # The image shows through where the channels say little.
+            shade[..., 3] = 0.9 * np.sqrt(np.abs(strength))
+            axes.imshow(shade, extent=extent, interpolation="bilinear")
+        for axes in line:
+            if row.shown.any() and not row.shown.all():
+                for colour, weight in (("black", 1.6), ("white", 0.8)):
+                    axes.contour(row.shown, levels=[0.5], colors=colour, linewidths=weight)
+            axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(_shorten(row.title), fontsize=0.875 * style.font_size)
+    for axes, title in zip(grid[0], ("image", "chosen", "not chosen"), strict=True):
+        axes.set_title(title, pad=2)
+    handles = [
+        Patch(color=colours(0.9), label="for the background"),
+        Patch(color=colours(0.1), label="against it"),
+    ]
+    _legend_below(figure, handles, style, short=True)
     return figure
 
 
@@ -416,14 +473,25 @@ def predictions(
     steps: Sequence[int],
     class_names: Sequence[str],
     style: Style,
-    palette: NDArray[np.uint8] | None = None,
 ) -> Figure:
     """Rows of image, ground truth and the prediction after each of ``steps``.
 
     ``rows``: image [H, W, 3] uint8, labels [H, W] (255 void) and a label map for each step. The
-    legend names the classes that occur. ``palette``: [256, 3] uint8, default PASCAL VOC's.
+    legend names the classes that occur. Colours go to the classes of the ground truth first, in
+    learning order: figures of the same images agree in them. Classes for which no colour is left
+    share one.
     """
-    palette = voc_palette() if palette is None else palette
+    truths = sorted({label for _, truth, _ in rows for label in np.unique(truth).tolist()})
+    guessed = sorted(
+        {label for *_, maps in rows for labels in maps for label in np.unique(labels).tolist()}
+    )
+    classes = [n for n in dict.fromkeys([*truths, *guessed]) if n not in (BACKGROUND, VOID)]
+    palette = np.full((256, 3), _rgb(_OTHER_CLASS), dtype=np.uint8)
+    palette[[BACKGROUND, VOID]] = _rgb(_BACKGROUND), _rgb("#FFFFFF")
+    named = classes[: len(_CLASS_COLOURS)]
+    for label, colour in zip(named, _CLASS_COLOURS, strict=False):
+        palette[label] = _rgb(colour)
+
     n_columns = 2 + len(steps)
     panel = style.width / n_columns
     heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
@@ -432,32 +500,38 @@ def predictions(
         len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    used: set[int] = set()
     for line, (image, truth, predicted) in zip(grid, rows, strict=True):
         line[0].imshow(image)
         for axes, labels in zip(line[1:], (truth, *predicted), strict=True):
             axes.imshow(palette[labels], interpolation="nearest")
-            used.update(np.unique(labels).tolist())
         for axes in line:
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            axes.spines[:].set(visible=True, color="#888888", linewidth=0.4)
     titles = ["image", "truth", *(f"step {k}" for k in steps)]
     # A title is about four times as wide as its letters are high.
     fits = panel * _POINTS_PER_INCH / 4
     size, rotation = (min(style.font_size, fits), 0) if fits >= 5 else (0.75 * style.font_size, 90)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, pad=2, fontsize=size, rotation=rotation)
+    entries = [(_BACKGROUND, class_names[BACKGROUND])] if BACKGROUND in [*truths, *guessed] else []
+    entries += [
+        (colour, _shorten(class_names[label]))
+        for label, colour in sorted(zip(named, _CLASS_COLOURS, strict=False))
+    ]
+    if len(named) < len(classes):
+        entries.append((_OTHER_CLASS, "another class"))
+    if VOID in truths:
+        entries.append(("#FFFFFF", "void"))
     handles = [
-        Patch(
-            facecolor=tuple(palette[label] / 255),
-            edgecolor="#444444",
-            linewidth=0.4,
-            label="void" if label == VOID else class_names[label],
-        )
-        for label in sorted(used)
+        Patch(facecolor=colour, edgecolor="#444444", linewidth=0.4, label=name)
+        for colour, name in entries
     ]
     _legend_below(figure, handles, style, short=True)
     return figure
+
+
+def _rgb(colour: str) -> list[int]:
+    return [round(255 * part) for part in to_rgb(colour)]
 
 
 def _figure(style: Style, height: float) -> Figure:

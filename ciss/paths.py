@@ -34,6 +34,11 @@ SCENARIO_FIGURES = ("miou_by_step", "base_miou_by_step", "forgetting_by_class", 
 #: drawn where a report's runs differ in the share of channels that AWT transfers
 SHARES_FIGURE = "transfer_shares"
 
+#: of one run: made from its models and images
+PREDICTIONS_FIGURE = "predictions_{run}"
+CHANNELS_FIGURE = "channel_scores_{run}"
+ATTRIBUTION_FIGURE = "attribution_{run}"
+
 
 def artifact(pattern: str, experiment: Experiment, seed: int, step: int) -> str:
     """Fill one of the patterns above for a step of an experiment."""

@@ -72,3 +72,46 @@ def histories(wildcards):
         for experiment in report_experiments(wildcards)
         for seed in seeds
     ]
+
+
+def experiment_drawn(wildcards):
+    """The experiment of a figure of one run, and the seed of which models are shown."""
+    _, seeds = REPORTS[wildcards.report]
+    chosen = experiment_at(wildcards.dataset, wildcards.scenario, wildcards.run)
+    return chosen, seeds[0]
+
+
+def scenario_drawn(wildcards):
+    return experiment_drawn(wildcards)[0].scenario
+
+
+def settings_drawn(wildcards):
+    return settings_at(wildcards.dataset, wildcards.scenario)
+
+
+def last_split(wildcards):
+    """The split whose test images show all classes."""
+    chosen, _ = experiment_drawn(wildcards)
+    track = chosen.scenario.track(chosen.scenario.n_steps - 1)
+    return at(paths.SPLIT.format(dataset=chosen.dataset, track=track))
+
+
+def predicting_models(wildcards):
+    """Models of the steps whose predictions are shown."""
+    chosen, seed = experiment_drawn(wildcards)
+    return [
+        artifact(paths.MODEL, chosen, seed, step)
+        for step in examples.shown_steps(chosen.scenario.n_steps)
+    ]
+
+
+def attributed(pattern):
+    """An input function: artifacts of the models that the steps shown start from."""
+
+    def find(wildcards):
+        chosen, seed = experiment_drawn(wildcards)
+        shown = examples.shown_classes(chosen.scenario.classes_per_step)
+        steps = dict.fromkeys(step for step, _ in shown)
+        return [artifact(pattern, chosen, seed, step - 1) for step in steps]
+
+    return find

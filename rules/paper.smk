@@ -132,3 +132,106 @@ rule class_figure:
         "{params.program:q} --table {input:q} --dataset {wildcards.dataset}"
         " --scenario {wildcards.scenario} --run {wildcards.run} {params.style:q}"
         " --output {params.folder:q} --log {log:q}"
+
+
+rule prediction_figure:
+    """Draw images beside their ground truth and what a run predicts after its steps."""
+    input:
+        index=at(paths.INDEX),
+        split=last_split,
+        models=predicting_models,
+    output:
+        pdf=at(f"{paths.FIGURES}/{paths.PREDICTIONS_FIGURE}.pdf"),
+        png=report(
+            at(f"{paths.FIGURES}/{paths.PREDICTIONS_FIGURE}.png"),
+            caption="../report/predictions.rst",
+            category="Figures",
+            subcategory="{dataset} {scenario}",
+            labels={"figure": "predictions of {run}"},
+        ),
+    log:
+        at(f"{paths.FIGURES}/logs/{paths.PREDICTIONS_FIGURE}.log"),
+    benchmark:
+        at(f"{paths.FIGURES}/benchmarks/{paths.PREDICTIONS_FIGURE}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    resources:
+        gpu=gpus_per_job(),
+    params:
+        program=program("prediction_figure.py"),
+        style=option_flags(CONFIG["figures"]),
+        settings=lambda wildcards: dataset_flags(
+            wildcards.dataset, scenario_drawn(wildcards).order
+        )
+        + to_flags(
+            {
+                "classes_per_step": scenario_drawn(wildcards).classes_per_step,
+                "steps": examples.shown_steps(scenario_drawn(wildcards).n_steps),
+                "crop": settings_drawn(wildcards)["recipe"]["crop"],
+                "mode": settings_drawn(wildcards)["evaluation"]["mode"],
+            }
+        ),
+        folder=lambda wildcards, output: str(Path(output.pdf).parent),
+        runtime=runtime_flags,
+    shell:
+        "{params.program:q} --index {input.index:q} --split {input.split:q}"
+        " --run {wildcards.run} --models {input.models:q} {params.settings:q}"
+        " {params.runtime:q} {params.style:q} --output {params.folder:q} --log {log:q}"
+
+
+rule attribution_figures:
+    """Draw which channels attribution chooses for new classes, and where in images they speak."""
+    input:
+        index=at(paths.INDEX),
+        split=last_split,
+        models=attributed(paths.MODEL),
+        attributions=attributed(paths.ATTRIBUTION),
+    output:
+        [
+            (
+                report(
+                    at(f"{paths.FIGURES}/{figure}.png"),
+                    caption=f"../report/{figure.removesuffix('_{run}')}.rst",
+                    category="Figures",
+                    subcategory="{dataset} {scenario}",
+                    labels={
+                        "figure": f"{figure.removesuffix('_{run}').replace('_', ' ')} of {{run}}"
+                    },
+                )
+                if extension == "png"
+                else at(f"{paths.FIGURES}/{figure}.pdf")
+            )
+            for figure in (paths.CHANNELS_FIGURE, paths.ATTRIBUTION_FIGURE)
+            for extension in ("pdf", "png")
+        ],
+    log:
+        at(f"{paths.FIGURES}/logs/attribution_figures_{{run}}.log"),
+    benchmark:
+        at(f"{paths.FIGURES}/benchmarks/attribution_figures_{{run}}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    resources:
+        gpu=gpus_per_job(),
+    params:
+        program=program("attribution_figures.py"),
+        style=option_flags(CONFIG["figures"]),
+        settings=lambda wildcards: dataset_flags(
+            wildcards.dataset, scenario_drawn(wildcards).order
+        )
+        + attribution_flags(wildcards),
+        shown=lambda wildcards: [
+            f"{step}:{label}"
+            for step, label in examples.shown_classes(
+                scenario_drawn(wildcards).classes_per_step
+            )
+        ],
+        channels=channel_flags,
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        runtime=runtime_flags,
+    shell:
+        "{params.program:q} --index {input.index:q} --split {input.split:q}"
+        " --run {wildcards.run} --shown {params.shown} --models {input.models:q}"
+        " --attributions {input.attributions:q} {params.channels:q} {params.settings:q}"
+        " {params.runtime:q} {params.style:q} --output {params.folder:q} --log {log:q}"

@@ -68,8 +68,19 @@ def shares_figures(chosen, report):
     ]
 
 
-def report_files(report):
-    """The tables and figures of a report."""
+def model_figures(chosen, report):
+    """Figures that look at the models of each run and at images."""
+    files = []
+    for e in chosen:
+        folder = figures_folder(report, e)
+        files.append(f"{folder}/{paths.PREDICTIONS_FIGURE.format(run=e.run)}.pdf")
+        if e.needs_attribution:
+            files.append(f"{folder}/{paths.ATTRIBUTION_FIGURE.format(run=e.run)}.pdf")
+    return files
+
+
+def tables_and_figures(report):
+    """What a report is made of, but for the pages that are about all of it."""
     chosen, _ = REPORTS[report]
     # Offline there are no steps to draw.
     by_step = dict.fromkeys(
@@ -80,6 +91,15 @@ def report_files(report):
         *[f"{folder}/{paths.SCENARIO_FIGURES[0]}.pdf" for folder in by_step],
         *shares_figures(chosen, report),
         *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in chosen],
+        *model_figures(chosen, report),
+    ]
+
+
+def report_files(report):
+    """All files of a report."""
+    return [
+        *tables_and_figures(report),
+        at(f"{paths.REPORT.format(report=report)}/tables.html"),
     ]
 
 

@@ -71,6 +71,14 @@ def attribution_flags(wildcards):
     return to_flags(flags)
 
 
+def channel_flags(wildcards):
+    """How a run's initialisation chooses channels; its other options come after the choice."""
+    options = experiment_drawn(wildcards)[0].init.options
+    return to_flags(
+        {name: options[name] for name in ("fraction", "grouping", "pooling")}
+    )
+
+
 def run_flags(wildcards):
     """Each experiment as the scripts take it; paths would make the command too long."""
     _, seeds = REPORTS[wildcards.report]
@@ -89,6 +97,15 @@ def run_flags(wildcards):
             step_0,
         ]
     return flags + to_flags({"seeds": seeds})
+
+
+def shown_configuration(report):
+    """The part of the configuration that a report is about, as JSON."""
+    names = {e.dataset for e in REPORTS[report][0]}
+    parts = {name: value for name, value in CONFIG.items() if name != "paper"}
+    parts["datasets"] = {name: CONFIG["datasets"][name] for name in sorted(names)}
+    parts["matrices"] = {n: m for n, m in CONFIG["matrices"].items() if n == report}
+    return json.dumps(parts)
 
 
 def root_flags(wildcards, threads):

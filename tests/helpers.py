@@ -6,12 +6,15 @@ import json
 import os
 import resource
 import shutil
+import socketserver
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,6 +97,51 @@ def run_python(
         text=True,
         timeout=timeout,
     )
+
+
+class Seen(NamedTuple):
+    """A page after its scripts have run, and what the browser asked the network for."""
+
+    page: str
+    requests: list[str]
+
+
+def in_browser(path: Path, script: str = "") -> Seen:
+    """Open an HTML file in a headless Chromium, run ``script`` in it and return what is there.
+
+    Every request to the network ends in a proxy that refuses it and takes note. Skips the test
+    where no Chromium is installed.
+    """
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is installed")
+    requests: list[str] = []
+
+    class Refusing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.rfile.readline().decode(errors="replace").strip())
+            self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as proxy,
+    ):
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        opened = Path(folder) / path.name
+        html = path.read_text(encoding="utf-8")
+        opened.write_text(f"{html}<script>{script}</script>" if script else html, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options += ["--disable-background-networking", "--disable-component-update"]
+        options += ["--no-first-run", f"--user-data-dir={folder}/profile"]
+        options += [f"--proxy-server=127.0.0.1:{proxy.server_address[1]}"]
+        options += ["--proxy-bypass-list=<-loopback>", "--virtual-time-budget=10000", "--dump-dom"]
+        done = subprocess.run(
+            [program, *options, opened.as_uri()], capture_output=True, text=True, timeout=300
+        )
+        proxy.shutdown()
+    assert done.returncode == 0, done.stderr
+    return Seen(done.stdout, requests)
 
 
 @contextmanager

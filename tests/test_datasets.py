@@ -16,6 +16,7 @@ from ciss.datasets import (
     kinds,
     list_images,
     open_dataset,
+    voc,
 )
 from ciss.errors import CissError
 
@@ -494,3 +495,16 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
     touch(tmp_path, "images/notes.txt", "masks/a.png")
     with pytest.raises(CissError, match=r"no images in .*images: expected names"):
         list_images(own(tmp_path))
+
+
+def test_voc_palette() -> None:
+    palette = voc.palette()
+    assert palette[[0, 1, 2, 3, 15, 20]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+    ]
+    assert len(np.unique(palette, axis=0)) == 256

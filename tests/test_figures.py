@@ -318,26 +318,59 @@ def test_scores_over_the_share_of_channels(seeds):
 
 def test_channel_scores_are_sorted_and_marked():
     scores = np.array([0.1, 0.4, -0.2, 0.3])
-    figure = figures.channel_scores(scores, np.array([False, True, False, True]), STYLE)
-    bars = sorted(figure.axes[0].patches, key=lambda bar: bar.get_x())
+    chosen = np.array([False, True, False, True])
+    figure = figures.channel_scores({"step 1": (scores, chosen)}, STYLE)
+    (axes,) = figure.axes
+    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
     assert [bar.get_height() for bar in bars] == [0.4, 0.3, 0.1, -0.2]
     colours = [bar.get_facecolor() for bar in bars]
     assert colours[0] == colours[1] != colours[2] == colours[3]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "chosen (2)",
-        "not chosen (2)",
-    ]
-
-
-def test_attribution_covers_the_image():
-    image = np.zeros((40, 60, 3), dtype=np.uint8)
-    figure = figures.attribution_overlay(image, np.eye(4), STYLE)
-    under, over = figure.axes[1].images
-    assert under.get_extent() == over.get_extent() == pytest.approx((-0.5, 59.5, 39.5, -0.5))
+    assert axes.get_title() == "step 1\n2 of 4"
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["chosen", "not chosen"]
     assert_legible(figure)
 
 
-@pytest.mark.parametrize("n_steps", [2, 6, 16])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_channel_scores_have_a_panel_each(count):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(count, 256)) ** 3 * 1e-6
+    panels = {f"{i} checked-orange-triangle": (row, row > 0) for i, row in enumerate(scores)}
+    figure = figures.channel_scores(panels, STYLE)
+    assert [len(axes.patches) for axes in figure.axes] == [256] * count
+    assert_legible(figure)
+
+
+def attributed(title="cow", shape=(40, 60)):
+    shown = np.zeros(shape, dtype=bool)
+    shown[10:20, 10:30] = True
+    image = np.zeros((*shape, 3), dtype=np.uint8)
+    return figures.AttributedImage(title, image, shown, np.eye(4), -2 * np.eye(4))
+
+
+def test_attribution_covers_the_image_and_rows_have_one_scale():
+    figure = figures.attribution_overlays(
+        [attributed(), attributed("checked-orange-triangle", (60, 60))], STYLE
+    )
+    assert len(figure.axes) == 6
+    _, chosen, others = figure.axes[:3]
+    under, over = chosen.images
+    assert under.get_extent() == over.get_extent() == pytest.approx((-0.5, 59.5, 39.5, -0.5))
+    strong, weak = (axes.images[1].get_array()[0, 0] for axes in (others, chosen))
+    purple, orange = (np.array(mpl.colormaps["PuOr_r"](value)) for value in (0.0, 0.75))
+    np.testing.assert_allclose(strong[:3], purple[:3], atol=0.01)
+    np.testing.assert_allclose(weak[:3], orange[:3], atol=0.01)
+    assert strong[3] > weak[3] > 0
+    assert others.images[1].get_array()[0, 1, 3] == 0
+    assert_legible(figure)
+
+
+def test_an_image_full_of_one_class_or_without_attribution_is_drawn():
+    row = attributed()._replace(shown=np.ones((40, 60), dtype=bool), chosen=np.zeros((4, 4)))
+    assert_legible(figures.attribution_overlays([row._replace(others=np.zeros((4, 4)))], STYLE))
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 4, 6, 16])
 def test_predictions(n_steps):
     image = np.zeros((20, 30, 3), dtype=np.uint8)
     truth = np.full((20, 30), 3)
@@ -346,20 +379,25 @@ def test_predictions(n_steps):
     names = [f"class {i}" for i in range(21)]
     figure = figures.predictions([(image, truth, predicted)] * 2, range(n_steps), names, STYLE)
     assert len(figure.axes) == 2 * (2 + n_steps)
-    assert figure.axes[1].images[0].get_array()[5, 5].tolist() == [128, 128, 0]
+    shown = figure.axes[1].images[0].get_array()
+    # The ground truth's classes have the first colours, whatever is predicted.
+    assert to_hex(shown[5, 5] / 255) == "#0072b2"
+    assert shown[0, 0].tolist() == [255, 255, 255]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["class 0", "class 1", "class 3", "void"]
+    guessed = ["class 1"] if n_steps > 1 else []
+    assert legend == ["class 0", *guessed, "class 3", "void"]
     assert_legible(figure)
 
 
-def test_voc_palette():
-    palette = figures.voc_palette()
-    assert palette[[0, 1, 2, 3, 15, 20]].tolist() == [
-        [0, 0, 0],
-        [128, 0, 0],
-        [0, 128, 0],
-        [128, 128, 0],
-        [192, 128, 128],
-        [0, 64, 128],
-    ]
-    assert len(np.unique(palette, axis=0)) == 256
+def test_predictions_of_many_classes_share_the_last_colour():
+    names = [f"a name of class {i}" for i in range(151)]
+    truth = np.arange(20, 26).repeat(5).reshape(6, 5)
+    guess = np.arange(30, 60).reshape(6, 5)
+    image = np.zeros((6, 5, 3), dtype=np.uint8)
+    figure = figures.predictions([(image, truth, [guess])], [0], names, STYLE)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:6] == [f"a name of class {i}" for i in range(20, 26)]
+    assert legend[-1] == "another class"
+    shown = figure.axes[2].images[0].get_array().reshape(-1, 3)
+    assert len(np.unique(shown, axis=0)) == len(legend) - 6
+    assert_legible(figure)

@@ -5,7 +5,9 @@ One tiny experiment of four runs is run once; the tables below are dry runs on i
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -14,18 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 import yaml
-from helpers import REPOSITORY, copy_project, run_python
+from helpers import REPOSITORY, copy_project, in_browser, run_python
 
 from ciss import config as configuration
 from ciss import experiments, paths
 from ciss.checkpoint import load_model
 from ciss.datasets.shapes import generate
 from ciss.metrics import read_confusion
+from ciss.results import read_table
 
 pytestmark = pytest.mark.workflow
 
@@ -66,6 +69,7 @@ TINY = {
     },
     "paper": ["tiny"],
 }
+RUNS = ("ft", "mib", "mib_awt", "ewc")
 #: columns of every history; a method adds its other terms of the loss
 HISTORY = ["epoch", "iteration", "loss", "loss_classification", "lr", "iou_new"]
 HISTORY += ["images_per_second", "seconds", "memory_mb"]
@@ -177,6 +181,9 @@ EVERYTHING = {
     "table": 2,
     "figures": 1,
     "class_figure": 5,
+    "prediction_figure": 5,
+    "attribution_figures": 1,
+    "pages": 2,
     "tiny": 1,
     "own_offline_ft": 1,
 }
@@ -256,14 +263,19 @@ def test_the_report_has_its_tables_and_figures(finished: Path) -> None:
     assert all(name in table for name in ("FT", "MiB", "AWT", "EWC"))
     figures = {path.name for path in (report / "figures" / "shapes_10-5").glob("*.pdf")}
     expected = {f"{name}.pdf" for name in paths.SCENARIO_FIGURES}
-    expected |= {f"classes_{run}.pdf" for run in ("ft", "mib", "mib_awt", "ewc")}
+    for figure in ("classes", "predictions"):
+        expected |= {f"{figure}_{run}.pdf" for run in RUNS}
+    expected |= {"channel_scores_mib_awt.pdf", "attribution_mib_awt.pdf"}
     assert figures == expected
 
 
 # --- What a change reruns ------------------------------------------------------------------
 
 #: from the confusion matrices on
-REPORT = {"table": 1, "figures": 1, "class_figure": 4, "tiny": 1}
+REPORT = {"table": 1, "figures": 1, "class_figure": 4, "pages": 1, "tiny": 1}
+#: figures that look at the models of all runs and of the one with AWT
+ALL_MODELS = {"prediction_figure": 4, "attribution_figures": 1}
+AWT_MODELS = {"prediction_figure": 1, "attribution_figures": 1}
 #: all that depends on step 0
 FROM_STEP_0 = {
     "attribute": 2,
@@ -272,12 +284,15 @@ FROM_STEP_0 = {
     "train_step_importances": 2,
     "evaluate": 10,
     **REPORT,
+    **ALL_MODELS,
 }
 TRAINED_ANEW = {"train_base": 1, "train_base_importances": 1, **FROM_STEP_0}
 #: the first attribution stays: its model is step 0's
 FROM_STEP_1 = {**FROM_STEP_0, "attribute": 1, "transfer": 4, "evaluate": 8}
-FROM_TRANSFER_OF_AWT = {"attribute": 1, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT}
+FROM_TRANSFER_OF_AWT = {"attribute": 1, "transfer": 2, "train_step": 2, "evaluate": 2}
+FROM_TRANSFER_OF_AWT |= {**REPORT, **AWT_MODELS}
 FROM_MIB = {"attribute": 1, "transfer": 2, "train_step": 4, "evaluate": 4, **REPORT}
+FROM_MIB |= {"prediction_figure": 2, "attribution_figures": 1}
 
 SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "nothing": ("seeds=[1]", {}),
@@ -291,7 +306,8 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "mib distillation as it is": ("methods={mib: {distillation: 10}}", {}),
     "ewc importance": (
         "methods={ewc: {importance: 5}}",
-        {"transfer": 1, "train_step_importances": 2, "evaluate": 2, **REPORT},
+        {"transfer": 1, "train_step_importances": 2, "evaluate": 2, **REPORT}
+        | {"prediction_figure": 1},
     ),
     "base lr": ("recipe={base: {lr: 0.1}}", TRAINED_ANEW),
     "base epochs": ("recipe={base: {epochs: 2}}", TRAINED_ANEW),
@@ -303,19 +319,28 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "lr of another data set": ("datasets={own: {recipe: {base: {lr: 0.1}}}}", {}),
     "seed": ("seeds=[2]", TRAINED_ANEW),
-    "one more seed": ("seeds=[1, 2]", TRAINED_ANEW),
+    "one more seed": (
+        "seeds=[1, 2]",
+        {rule: count for rule, count in TRAINED_ANEW.items() if rule not in ALL_MODELS},
+    ),
     "crop": ("recipe={crop: 48}", TRAINED_ANEW),
     "width": ("model={width: 5}", TRAINED_ANEW),
-    "evaluation mode": ("evaluation={mode: full}", {"evaluate": 10, **REPORT}),
+    "evaluation mode": (
+        "evaluation={mode: full}",
+        {"evaluate": 10, **REPORT, "prediction_figure": 4},
+    ),
     "evaluation batch": ("evaluation={batch: 2}", {}),
     "evaluated list, of which there is one": ("evaluation={images: val}", {}),
     "a subset is meant": ("datasets={shapes: {subset: true}}", {}),
     "attribution method": (
         "attribution={method: captum}",
-        {"attribute": 2, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT},
+        {"attribute": 2, "transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, **AWT_MODELS},
     ),
     "captum's steps, which are not taken": ("attribution={steps: 5}", {}),
-    "figures": ("figures={dpi: 100}", {"figures": 1, "class_figure": 4, "tiny": 1}),
+    "figures": (
+        "figures={dpi: 100}",
+        {"figures": 1, "class_figure": 4, "pages": 1, "tiny": 1} | ALL_MODELS,
+    ),
     "workers": ("runtime={workers: 3}", {}),
     "device": ("runtime={device: auto}", {}),
     "threads": ("runtime={threads: 2}", {}),
@@ -323,7 +348,8 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "mirror": ("prepare={mirror: /nowhere}", {}),
     "one more run": (
         "matrices={tiny: {runs: [ft, mib, mib_awt, ewc, lwf]}}",
-        {"transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, "class_figure": 5},
+        {"transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, "class_figure": 5}
+        | {"prediction_figure": 1},
     ),
     "one run less": ("matrices={tiny: {runs: [ft, mib, mib_awt]}}", {**REPORT, "class_figure": 3}),
     "images generated anew": (
@@ -349,7 +375,7 @@ def test_settings_of_a_second_file_lie_over_those_of_the_first(finished: Path) -
 
 
 OWN_ANEW = {"index": 1, "split": 1, "train_base": 1, "evaluate": 1, "table": 1}
-OWN_ANEW |= {"class_figure": 1, "own_offline_ft": 1}
+OWN_ANEW |= {"class_figure": 1, "prediction_figure": 1, "pages": 1, "own_offline_ft": 1}
 
 
 def exchange_mask(folder: Path) -> None:
@@ -661,3 +687,101 @@ def test_results_that_cannot_be_written_and_names_that_are_taken(clone: Path) ->
         (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
         assert words in error
         assert "Traceback" not in run.output
+
+
+# --- The report as one HTML file -----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def report(finished: Path, shared: Path) -> Path:
+    """Snakemake's report of ``tiny``; not to be changed."""
+    path = shared / "report" / "report.html"
+    with only_one(shared / "report.lock"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            run = tiny(finished, "--report", path, "tiny", dry=False)
+            assert run.status == 0, run.output
+    return path
+
+
+def embedded(report: Path) -> dict[str, Any]:
+    """What the report embeds: path under the results' folder → Snakemake's record."""
+    (text,) = re.findall(r"^ *var results = (\{.*\});$", report.read_text(), re.MULTILINE)
+    home = f"{RESULTS}/reports/tiny/"
+    return {path.removeprefix(home): record for path, record in json.loads(text).items()}
+
+
+def content(record: dict[str, Any]) -> bytes:
+    kind, _, data = record["data_uri"].partition(",")
+    assert kind.endswith(";base64")
+    return base64.b64decode(data)
+
+
+def test_the_report_embeds_every_figure_and_page_with_a_caption(report: Path) -> None:
+    found = embedded(report)
+    shown = {Path(path).name for path in found}
+    figures = {f"{name}.png" for name in paths.SCENARIO_FIGURES}
+    figures |= {f"{kind}_{run}.png" for kind in ("classes", "predictions") for run in RUNS}
+    figures |= {"channel_scores_mib_awt.png", "attribution_mib_awt.png"}
+    assert figures | {"tables.html", "jobs.html", "configuration.html"} <= shown
+    for path, record in found.items():
+        if path.endswith((".png", ".html")):
+            assert record["caption"], path
+            assert record["labels"], path
+    assert content(found["figures/shapes_10-5/miou_by_step.png"]).startswith(b"\x89PNG")
+
+
+def test_a_page_of_the_report_names_what_it_was_made_from(report: Path) -> None:
+    found = embedded(report)
+    page = content(found["configuration.html"]).decode()
+    for words in ("backbone: resnet18", "torch", "snakemake", "shapes/10-5/mib_awt/seed1/step2"):
+        assert words in page
+    # Only what the report is about.
+    assert "camvid" not in page
+    # Browsers open no embedded page of more than two megabytes.
+    assert max(len(r["data_uri"]) for p, r in found.items() if p.endswith(".html")) < 2e6
+
+
+@pytest.mark.browser
+def test_the_report_opens_without_a_network(report: Path) -> None:
+    seen = in_browser(report)
+    assert not seen.requests
+    for words in ("Workflow", "Statistics", "Figures", "Tables", "Jobs and configuration"):
+        assert f">{words}<" in seen.page
+    # The rules' graph is drawn.
+    assert re.search(r'id="rulegraph"[^>]*>.*<canvas', seen.page, re.DOTALL)
+    tables = in_browser(report, 'app.showCategory("Tables")')
+    assert "all scores, sortable" in tables.page
+
+
+@pytest.mark.browser
+def test_tables_of_the_report_sort(finished: Path, report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tables.html"
+    path.write_bytes(content(embedded(report)["tables.html"]))
+
+    def order(click: str) -> list[str]:
+        page = in_browser(path, click).page
+        body = re.search(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+        assert body is not None
+        return re.findall(r"<tr><td>[^<]*</td><td>shapes_10-5_(\w+)<", body[1])
+
+    click = "document.querySelectorAll('thead button')[{}].click();"
+    table = read_table(finished / RESULTS / "reports" / "tiny" / "summary.csv")
+    assert order("") == list(RUNS)
+    assert order(click.format(0)) == ["ewc", "ft", "mib", "mib_awt"]
+    assert order(click.format(0) * 2) == ["mib_awt", "mib", "ft", "ewc"]
+    # Stable among equals, as Python's sort is.
+    best = table.sort_values("all", ascending=False, kind="stable")["run"].tolist()
+    assert order(click.format(4)) == best
+
+
+@pytest.mark.browser
+def test_the_log_of_a_job_is_a_click_away(report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.html"
+    path.write_bytes(content(embedded(report)["jobs.html"]))
+    log = "shapes/10-5/mib_awt/seed1/step2/logs/train.log"
+    seen = in_browser(path, f"document.querySelector('button[title=\"{log}\"]').click();")
+    assert "epoch 2/2" not in path.read_text()
+    assert "epoch 2/2" in seen.page
+    assert seen.page.count("</pre>") == 1
+    assert not seen.requests
