@@ -20,6 +20,9 @@ def main(arguments: argparse.Namespace) -> None:
     print("Figures (each also as PNG):")
     for path in sorted(arguments.report.glob("figures/*/*.pdf")):
         print(f"  {path}")
+    print("Pages for a browser (tables that sort, jobs and logs, configuration):")
+    for path in sorted(arguments.report.glob("*.html")):
+        print(f"  {path}")
 
 
 if __name__ == "__main__":
