@@ -161,7 +161,7 @@ rule prediction_figure:
     params:
         program=program("prediction_figure.py"),
         style=option_flags(CONFIG["figures"]),
-        settings=lambda wildcards: dataset_flags(
+        settings=lambda wildcards: label_flags(
             wildcards.dataset, scenario_drawn(wildcards).order
         )
         + to_flags(
@@ -170,6 +170,7 @@ rule prediction_figure:
                 "steps": examples.shown_steps(scenario_drawn(wildcards).n_steps),
                 "crop": settings_drawn(wildcards)["recipe"]["crop"],
                 "mode": settings_drawn(wildcards)["evaluation"]["mode"],
+                "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
             }
         ),
         folder=lambda wildcards, output: str(Path(output.pdf).parent),
@@ -217,7 +218,7 @@ rule attribution_figures:
     params:
         program=program("attribution_figures.py"),
         style=option_flags(CONFIG["figures"]),
-        settings=lambda wildcards: dataset_flags(
+        settings=lambda wildcards: label_flags(
             wildcards.dataset, scenario_drawn(wildcards).order
         )
         + attribution_flags(wildcards),

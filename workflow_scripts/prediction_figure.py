@@ -29,10 +29,10 @@ def main(arguments: argparse.Namespace) -> None:
     dataset = scripting.dataset_from(arguments)
     base, *later = arguments.classes_per_step
     old, new = range(1, base), range(base, base + sum(later))
-    rows = splits.select(splits.read_split(arguments.split), len(later), "test")
+    rows = splits.select(splits.read_split(arguments.split), len(later), arguments.images)
     index = read_index(arguments.index)
     shares = pd.DataFrame(examples.class_shares(index, dataset), index["image"])
-    chosen = examples.mixed(shares.loc[rows["image"]].to_numpy(), old, new, arguments.images)
+    chosen = examples.mixed(shares.loc[rows["image"]].to_numpy(), old, new, arguments.count)
     rows = rows.iloc[chosen]
     lookup = evaluation_lookup(dataset.lookup, range(1, new.stop))
     images = EvaluationImages(dataset.root, rows, lookup, arguments.crop, arguments.mode)
@@ -71,7 +71,8 @@ if __name__ == "__main__":
         required=True,
         help="outputs added at each step, step 0's with the background",
     )
-    parser.add_argument("--images", type=int, default=4, help="images to show")
+    parser.add_argument("--images", default="test", help="list of the split: test or val")
+    parser.add_argument("--count", type=int, default=4, help="images to show")
     parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
     parser.add_argument("--mode", required=True, help="crop or full")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
