@@ -183,9 +183,10 @@ def _download_any(remote: Remote, urls: Sequence[str], partial: Path, file: IO[b
             return _download(remote, url, partial, file)
         except (_RefusedError, OSError, HTTPException) as error:
             reasons.append(f"{url}: {_reason(error)}")
-    kept = f"; the {size_text(partial.stat().st_size)} that came are kept" * bool(
-        partial.stat().st_size
-    )
+    arrived = partial.stat().st_size
+    kept = f"; the {size_text(arrived)} that came are kept" if arrived else ""
+    if not arrived:
+        _discard(partial)
     raise CissError(
         f"cannot download {remote.name} ({'; '.join(reasons)}){kept}. Try again later, or get the "
         f"file elsewhere and put it at {partial.with_name(partial.name[1 : -len('.partial')])}; "

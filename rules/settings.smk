@@ -200,8 +200,9 @@ def sources_of_weights(wildcards, threads):
 
 def entry_flags(names):
     """The data sets as the script takes them."""
+    parts = [name for name in names if CONFIG["datasets"][name].get("subset")]
     return [
         word
         for name in names
         for word in ("--entry", name, dataset_at(name).kind, str(dataset_at(name).root))
-    ]
+    ] + to_flags({"subsets": parts or None})

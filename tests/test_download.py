@@ -234,6 +234,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
         pass
     with pytest.raises(CissError, match="Connection refused"):
         fetch(remote(gone), tmp_path / "file.bin")
+    assert names(tmp_path) == []
 
 
 def test_a_check_decides_too(tmp_path: Path, site: Site) -> None:

@@ -513,7 +513,7 @@ def test_people_are_told_what_to_fetch(kind: str, words: list[str], tmp_path: Pa
     for word in [*words, str(sources.archives), f"datasets.{kind}.root", f"prepare_{kind}"]:
         assert word in str(caught.value)
         assert word in explain(target, sources)
-    assert not target.root.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["ade", "cityscapes"])
@@ -545,10 +545,12 @@ def test_the_full_ade20k_is_recognised(tmp_path: Path) -> None:
     sources = Sources(archives, "", checksums({"ADEChallengeData2016.zip": content}))
     with pytest.raises(CissError, match=r"not the SceneParsing release: this is the full ADE20K"):
         prepare.prepare(target, sources)
-    # And unpacked.
-    (target.root / "images/ADE/training").mkdir(parents=True)
-    with pytest.raises(CissError, match="this is the full ADE20K release"):
-        prepare.prepare(target, sources)
+    # And unpacked, the one of 2021 and that of 2016.
+    for number, folder in enumerate(("images/ADE/training", "images/training/a/abbey")):
+        unpacked = target._replace(root=tmp_path / f"ade{number}")
+        (unpacked.root / folder).mkdir(parents=True)
+        with pytest.raises(CissError, match="this is the full ADE20K release"):
+            prepare.prepare(unpacked, sources)
 
 
 def test_the_coarse_cityscapes_are_recognised(tmp_path: Path) -> None:
@@ -567,6 +569,9 @@ def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
     sources = Sources(tmp_path / "archives", "", checksums(files))
     prepare.prepare(target, sources)
     assert "is complete: 2 training and 2 validation images, NOT those" in explain(target, sources)
+    outside = target._replace(root=tmp_path)
+    with pytest.raises(CissError, match=f"deeper; set datasets.ade.root to {target.root}"):
+        prepare.prepare(outside, sources)
     mask = target.root / "annotations/training/ADE_train_00000001.png"
     mask.unlink()
     with pytest.raises(CissError, match=f"lacks 1 files, annotations/training/{mask.name} first"):
@@ -575,6 +580,8 @@ def test_an_incomplete_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CissError, match="1 training images of 2"):
         prepare.prepare(target, sources)
     assert "present, but" in explain(target, sources)
+    part = target._replace(subset=True)
+    assert "1 training and 2 validation images, NOT those of" in explain(part, sources)
 
 
 # --- As a user runs it ---------------------------------------------------------------------

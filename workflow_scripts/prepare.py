@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Prepare each data set, or only explain it."""
     sources = scripting.sources_from(arguments)
     for name, kind, root in arguments.entry:
-        dataset = Target(name, kind, Path(root).expanduser())
+        dataset = Target(name, kind, Path(root).expanduser(), name in arguments.subsets)
         if arguments.explain:
             log.info("%s\n", explain(dataset, sources))
         else:
@@ -32,6 +32,13 @@ if __name__ == "__main__":
         required=True,
         metavar=("NAME", "KIND", "ROOT"),
         help="a data set; may be given several times",
+    )
+    parser.add_argument(
+        "--subsets",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="data sets of which a part of the release is meant",
     )
     parser.add_argument("--explain", action="store_true", help="change nothing, only say")
     parser.add_argument("--workers", type=int, default=1, help="processes that convert masks")

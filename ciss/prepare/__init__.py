@@ -14,8 +14,9 @@ import pkgutil
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -36,6 +37,8 @@ class Target(NamedTuple):
     name: str
     kind: str
     root: Path
+    #: whether the user means a part of the published release
+    subset: bool = False
 
 
 class Archive(NamedTuple):
@@ -95,10 +98,10 @@ def prepare(dataset: Target, sources: Sources, workers: int = 1) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         log.info("%s", _checked(dataset, made))
         return
+    archives = _archives(dataset, made, sources)
     root.parent.mkdir(parents=True, exist_ok=True)
     staging = root.with_name(f".{root.name}.preparing")
     with _alone(staging):
-        archives = _archives(dataset, made, sources)
         log.info("unpacking into %s", staging)
         made.build(archives, staging / "data", workers)
         _note(dataset, made, archives, staging / "data")
@@ -186,12 +189,20 @@ def _checked(dataset: Target, made: Recipe) -> str:
     try:
         listing = _listing(dataset, root)
     except CissError as error:
+        deeper = _deeper(dataset, root)
+        if deeper is not None:
+            raise CissError(
+                f"the files of {made.TITLE} lie one folder deeper; set datasets.{dataset.name}.root"
+                f" to {deeper}"
+            ) from None
         raise CissError(f"{root} does not hold {made.TITLE}: {error}; {keep}") from None
     lost = _lost(root, listing)
     if lost:
         raise CissError(f"{root} lacks {len(lost)} files, {lost[0]} first; {keep}")
     counts = {subset: len(pairs) for subset, pairs in listing.items()}
     expected = _read_note(root).get("images") or {s: made.IMAGES[s] for s in counts}
+    if dataset.subset:
+        expected = counts
     wrong = [
         f"{count:,} {_SUBSETS[subset]} images of {expected[subset]:,}"
         for subset, count in counts.items()
@@ -200,10 +211,10 @@ def _checked(dataset: Target, made: Recipe) -> str:
     if wrong:
         raise CissError(f"{root} has {' and '.join(wrong)}; {keep}")
     text = " and ".join(f"{count:,} {_SUBSETS[subset]}" for subset, count in counts.items())
-    published = all(made.IMAGES[subset] == count for subset, count in counts.items())
-    return f"{root} is complete: {text} images" + (
-        "" if published else ", NOT those of the published release, as its archives were others"
-    )
+    if all(made.IMAGES[subset] == count for subset, count in counts.items()):
+        return f"{root} is complete: {text} images"
+    whence = "its archives were others" if not dataset.subset else "a subset is meant"
+    return f"{root} is complete: {text} images, NOT those of the published release, as {whence}"
 
 
 _SUBSETS = {"train": "training", "val": "validation", "test": "test"}
@@ -225,14 +236,24 @@ def _lost(root: Path, listing: Listing) -> list[str]:
     return [path for path in paths if path not in there]
 
 
-def _names(root: Path) -> list[str]:
-    """Return names of files two folders deep at most: enough to tell releases apart."""
+def _names(root: Path, depth: int = 3) -> list[str]:
+    """Return some paths below a folder, relative to it: enough to tell releases apart."""
     found = []
-    for path in root.iterdir():
+    for path in islice(root.iterdir(), 100):
         found.append(path.name)
-        if path.is_dir():
-            found += [f"{path.name}/{inner.name}" for inner in path.iterdir()]
+        if depth > 1 and path.is_dir():
+            found += [f"{path.name}/{inner}" for inner in _names(path, depth - 1)]
     return found
+
+
+def _deeper(dataset: Target, root: Path) -> Path | None:
+    """Return the folder below ``root`` that holds the data set: archives often have one more."""
+    for path in islice(root.iterdir(), 10):
+        if path.is_dir():
+            with suppress(CissError):
+                _listing(dataset, path)
+                return path
+    return None
 
 
 def _note(dataset: Target, made: Recipe, archives: Mapping[str, Archive], folder: Path) -> None:
