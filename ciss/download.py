@@ -96,8 +96,8 @@ def fetch(
     mirror: str = "",
     own: Path | None = None,
     check: Callable[[Path], None] | None = None,
-) -> Path:
-    """Have ``remote`` at ``target``, downloading what is missing of it, and return ``target``.
+) -> str:
+    """Have ``remote`` at ``target``, downloading what is missing of it, and return its SHA-256.
 
     A file that is there already is verified and left alone. Else it comes from ``own``, a copy of
     the user's, where that exists; else from the folder or address ``mirror``, where one is given;
@@ -109,8 +109,7 @@ def fetch(
     the disk; a partial download is kept then and continued by the next call.
     """
     if target.exists():
-        _verify(remote, target, target)
-        return target
+        return _verify(remote, target, target)
     urls = _sources(remote, mirror, own)
     _make_folder(target.parent)
     partial = target.with_name(f".{target.name}.partial")
@@ -134,7 +133,7 @@ def fetch(
         partial.replace(target)
         _state_file(partial).unlink(missing_ok=True)
     _note(remote, target, digest)
-    return target
+    return digest
 
 
 def recorded(target: Path) -> str | None:
@@ -252,9 +251,10 @@ def _attempt(url: str, partial: Path, file: IO[bytes]) -> None:
     headers = {"User-Agent": f"ciss/{ciss.__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        validator = _read_state(partial).get("validator")
-        if validator:
-            headers["If-Range"] = validator
+        state = _read_state(partial)
+        # Another server marks the same file otherwise.
+        if state.get("url") == url and state.get("validator"):
+            headers["If-Range"] = state["validator"]
     try:
         response = build_opener().open(Request(url, headers=headers), timeout=_TIMEOUT)
     except HTTPError as error:

@@ -45,12 +45,12 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_once(tmp_path: Path, site: Site) -> None:
     target = tmp_path / "new" / "file.bin"
-    assert fetch(remote(site, md5=MD5), target) == target
+    assert fetch(remote(site, md5=MD5), target) == SHA
     assert target.read_bytes() == CONTENT
     assert recorded(target) == SHA
     assert names(target.parent) == ["SHA256SUMS", "file.bin"]
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask()
-    fetch(remote(site, md5=MD5), target)
+    assert fetch(remote(site, md5=MD5), target) == SHA
     assert len(site.asked) == 1
 
 
@@ -123,6 +123,17 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(
     site.etag = '"first"' if known else '"second"'
     fetch(wanted, tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_another_server_continues_what_a_first_one_began(tmp_path: Path, site: Site) -> None:
+    site.breaks = [100_000, 0, 0, 0, 0]
+    with pytest.raises(CissError):
+        fetch(remote(site, sha256=SHA), tmp_path / "file.bin")
+    with serving({"file.bin": CONTENT}) as other:
+        other.etag = '"its own"'
+        fetch(remote(other, sha256=SHA), tmp_path / "file.bin")
+    assert [asked for _, asked in other.asked] == ["bytes=100000-"]
+    assert other.sent == 200_000
 
 
 def test_without_any_mark_a_partial_file_is_not_trusted(tmp_path: Path, site: Site) -> None:

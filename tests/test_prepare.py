@@ -409,11 +409,13 @@ def test_an_interrupted_conversion_goes_on(
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(target, sources)
     assert not target.root.exists()
+    (tmp_path / "data/.voc.preparing/data/JPEGImages/.x.jpg.partial").write_bytes(b"half")
     again = []
     monkeypatch.setattr(voc, "_convert", lambda *words: (again.append(words[-1]), original(*words)))
     prepare.prepare(target, sources)
     assert set(again).isdisjoint(converted)
     assert len(again) + len(converted) == 2
+    assert not list(target.root.rglob(".*"))
     assert len(site.asked) == 2
 
 
@@ -514,6 +516,11 @@ def test_people_are_told_what_to_fetch(kind: str, words: list[str], tmp_path: Pa
         assert word in str(caught.value)
         assert word in explain(target, sources)
     assert list(tmp_path.iterdir()) == []
+    sources.archives.mkdir()
+    first, *others = [remote.name for remote in recipe(kind).REMOTES]
+    (sources.archives / first).touch()
+    assert f"At hand in {sources.archives}: {first}." in explain(target, sources)
+    assert ("and run snakemake" in explain(target, sources)) == bool(others)
 
 
 @pytest.mark.parametrize("kind", ["ade", "cityscapes"])

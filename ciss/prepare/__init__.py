@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import ciss
 from ciss import datasets
 from ciss.datasets import Listing
-from ciss.download import Remote, Sources, digests_of, fetch, log, pinned
+from ciss.download import Remote, Sources, fetch, log, pinned
 from ciss.errors import CissError
 from ciss.files import write_text
 
@@ -46,6 +46,7 @@ class Archive(NamedTuple):
 
     remote: Remote
     path: Path
+    sha256: str
 
 
 class Recipe(Protocol):
@@ -104,6 +105,8 @@ def prepare(dataset: Target, sources: Sources, workers: int = 1) -> None:
     with _alone(staging):
         log.info("unpacking into %s", staging)
         made.build(archives, staging / "data", workers)
+        for unfinished in (staging / "data").rglob(".*.partial"):
+            unfinished.unlink()
         _note(dataset, made, archives, staging / "data")
         # A power cut must not leave a finished folder of unfinished files.
         os.sync()
@@ -132,7 +135,11 @@ def explain(dataset: Target, sources: Sources) -> str:
     lines = [where, f"  {made.TITLE}"]
     if absent:
         lines += [f"  absent; snakemake prepare_{dataset.name} makes it", *_indented(made.ABOUT)]
-        lines += _indented(_by_hand(dataset, made, sources)) if made.BY_HAND else []
+        there = [r.name for r in made.REMOTES if (sources.archives / r.name).exists()]
+        if there:
+            lines.append(f"  At hand in {sources.archives}: {', '.join(there)}.")
+        if made.BY_HAND and len(there) < len(made.REMOTES):
+            lines += _indented(_by_hand(dataset, made, sources))
     else:
         try:
             lines.append(f"  {_checked(dataset, made)}")
@@ -169,12 +176,11 @@ def _archives(dataset: Target, made: Recipe, sources: Sources) -> dict[str, Arch
             f"{made.TITLE} has to be fetched by hand; missing: {names}.\n"
             f"{_by_hand(dataset, made, sources)}" + (f"\n{other}" if other else "")
         )
-    return {
-        remote.name: Archive(
-            remote, fetch(remote, sources.archives / remote.name, mirror=sources.mirror)
-        )
-        for remote in remotes
-    }
+    archives = {}
+    for remote in remotes:
+        path = sources.archives / remote.name
+        archives[remote.name] = Archive(remote, path, fetch(remote, path, mirror=sources.mirror))
+    return archives
 
 
 def _checked(dataset: Target, made: Recipe) -> str:
@@ -270,10 +276,7 @@ def _note(dataset: Target, made: Recipe, archives: Mapping[str, Archive], folder
     note = {
         "data set": made.TITLE,
         "images": counts,
-        "archives": {
-            name: {"sha256": digests_of(archive.path)["sha256"]}
-            for name, archive in archives.items()
-        },
+        "archives": {name: {"sha256": archive.sha256} for name, archive in archives.items()},
         "by": f"ciss {ciss.__version__}",
         "on": time.strftime("%Y-%m-%d"),
     }

