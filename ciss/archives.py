@@ -63,7 +63,7 @@ def unpack(
             target = folder / _safe(archive, member, relative)
             if skip_known and target.is_file() and target.stat().st_size == member.size:
                 continue
-            _write(target, open_member, member.size)
+            _write(target, open_member)
     return count
 
 
@@ -160,7 +160,7 @@ def _plain_tar(archive: Path) -> bool:
         return False
 
 
-def _write(target: Path, open_member: Callable[[], IO[bytes]], size: int) -> None:
+def _write(target: Path, open_member: Callable[[], IO[bytes]]) -> None:
     # Without flushing each of many thousand files to the disk: the whole folder is, at the end.
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
@@ -170,17 +170,12 @@ def _write(target: Path, open_member: Callable[[], IO[bytes]], size: int) -> Non
         except OSError as error:
             raise _unwritable(temporary, error) from None
         with file:
-            got = 0
             while chunk := source.read(_CHUNK):
                 try:
                     file.write(chunk)
                     file.flush()
                 except OSError as error:
                     raise _unwritable(temporary, error) from None
-                got += len(chunk)
-    if got != size:
-        temporary.unlink()
-        raise EOFError(f"{target.name} breaks off at {got} of {size} bytes")
     temporary.replace(target)
 
 

@@ -125,6 +125,7 @@ def test_the_report_names_what_was_left_aside(tmp_path):
     n_set = sum(not name.endswith("num_batches_tracked") for name in state) - 1
     for words in (
         f"{tmp_path / 'weights.pth.tar'}: {n_set} tensors of the encoder are set",
+        hashlib.sha256((tmp_path / "weights.pth.tar").read_bytes()).hexdigest(),
         "inplace-abn's names",
         "converted from norm abn to bn, |weight| + 1e-05 taken as the weight",
         "the classifier of ImageNet: classifier.fc.weight, classifier.fc.bias",
@@ -295,6 +296,11 @@ def test_the_published_weights_are_fetched_and_compared_from_then_on(
         site.breaks = [1_000_000]
         output = fetch_weights("published", "resnet101", site.url)
         assert output.read_bytes() == content
+        exchanged = bytearray(content)
+        exchanged[-5] ^= 1
+        output.write_bytes(exchanged)
+        with pytest.raises(CissError, match=rf"not the file that was fetched: .* notes {digest}"):
+            load_imagenet(network_of("resnet101", width=64), output)
         assert site.asked[1] == (f"/{path.name}", "bytes=1000000-")
         for words in (
             "resnet101_iabn_sync.pth.tar: 520 tensors of the encoder are set",

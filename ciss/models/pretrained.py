@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ciss.download import Remote
+from ciss.download import RECORD, Remote, digests_of, recorded
 from ciss.errors import CissError
 from ciss.models.network import SegmentationNetwork
 from ciss.models.normalisation import EPS, absolute_scale, norm_weights, signed_scale
@@ -74,6 +74,7 @@ class Loaded:
     """
 
     path: Path
+    sha256: str
     #: ``inplace-abn`` or ``torchvision``
     names: str
     #: names of encoder tensors that were set
@@ -88,7 +89,8 @@ class Loaded:
     def __str__(self) -> str:
         lines = [
             f"ImageNet weights {self.path}: {len(self.loaded)} tensors of the encoder are set, by "
-            f"{self.names}'s names"
+            f"{self.names}'s names",
+            f"  sha256: {self.sha256}",
         ]
         classifier = [name for name in self.unexpected if _CLASSIFIER.match(name)]
         strange = [name for name in self.unexpected if name not in classifier]
@@ -119,10 +121,12 @@ def load_imagenet(network: SegmentationNetwork, path: Path | str) -> Loaded:
     (``layer1.0.conv1.weight``, also timm's). The former's scales count as |w| + ε, the latter's as
     they are; where the network's normalisation differs they are converted.
 
-    Raises ``CissError`` when the file is absent or unreadable, does not cover the encoder, is of
-    another depth, or holds negative scales and the network's normalisation is not ``bn``.
+    Raises ``CissError`` when the file is absent, unreadable or another than was fetched to its
+    place, does not cover the encoder, is of another depth, or holds negative scales and the
+    network's normalisation is not ``bn``.
     """
     found, norm = _read(Path(path))
+    digest = _as_fetched(Path(path))
     torchvision = any(name.startswith("layer1.") for name in found)
     names = {name: _from_torchvision(name) if torchvision else name for name in found}
     norm = norm or ("bn" if torchvision else "abn")
@@ -165,6 +169,7 @@ def load_imagenet(network: SegmentationNetwork, path: Path | str) -> Loaded:
     network.body.load_state_dict(given, strict=False)
     return Loaded(
         Path(path),
+        digest,
         "torchvision" if torchvision else "inplace-abn",
         tuple(given),
         tuple(unexpected),
@@ -230,6 +235,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if isinstance(value, Tensor)
     }
     return plain, norm
+
+
+def _as_fetched(path: Path) -> str:
+    """Return a file's SHA-256 after comparing it with the one noted when it was fetched, if any."""
+    digest = digests_of(path)["sha256"]
+    if recorded(path) not in (None, digest):
+        raise CissError(
+            f"{path} is not the file that was fetched: its sha256 is {digest}, "
+            f"{path.with_name(RECORD)} notes {recorded(path)}; delete the file to have it fetched "
+            "again, or take its line out of the note if you exchanged it"
+        )
+    return digest
 
 
 def _numbers() -> list[Any]:
