@@ -127,8 +127,8 @@ def list_images(dataset: Dataset) -> Listing:
     if not dataset.root.is_dir():
         raise CissError(
             f"there is no folder {dataset.root} for dataset '{dataset.name}': set "
-            f"datasets.{dataset.name}.root to where its images are; docs/data.md says how to get "
-            "them"
+            f"datasets.{dataset.name}.root to where its images are; `snakemake prepare` and "
+            "docs/data.md say how to get them"
         )
     described = get_kind(dataset.kind)
     if described.check_files is not None:

@@ -59,8 +59,6 @@ class Recipe(Protocol):
     #: what somebody has to do by hand where a login or a licence is asked for, else ""
     BY_HAND: str
     REMOTES: tuple[Remote, ...]
-    #: images by subset in the published release
-    IMAGES: Mapping[str, int]
     #: write the data set below a folder, from the archives by name, in so many processes;
     #: called again after an interruption it goes on
     build: Callable[[Mapping[str, Archive], Path, int], None]
@@ -206,18 +204,19 @@ def _checked(dataset: Target, made: Recipe) -> str:
     if lost:
         raise CissError(f"{root} lacks {len(lost)} files, {lost[0]} first; {keep}")
     counts = {subset: len(pairs) for subset, pairs in listing.items()}
-    expected = _read_note(root).get("images") or {s: made.IMAGES[s] for s in counts}
+    published = datasets.get_kind(dataset.kind).IMAGES
+    expected = _read_note(root).get("images") or published
     if dataset.subset:
         expected = counts
     wrong = [
         f"{count:,} {_SUBSETS[subset]} images of {expected[subset]:,}"
         for subset, count in counts.items()
-        if count != expected[subset]
+        if count != expected.get(subset, count)
     ]
     if wrong:
         raise CissError(f"{root} has {' and '.join(wrong)}; {keep}")
     text = " and ".join(f"{count:,} {_SUBSETS[subset]}" for subset, count in counts.items())
-    if all(made.IMAGES[subset] == count for subset, count in counts.items()):
+    if counts == published:
         return f"{root} is complete: {text} images"
     whence = "its archives were others" if not dataset.subset else "a subset is meant"
     return f"{root} is complete: {text} images, NOT those of the published release, as {whence}"
@@ -265,13 +264,13 @@ def _deeper(dataset: Target, root: Path) -> Path | None:
 def _note(dataset: Target, made: Recipe, archives: Mapping[str, Archive], folder: Path) -> None:
     listing = _listing(dataset, folder)
     counts = {subset: len(pairs) for subset, pairs in listing.items()}
-    for subset, count in counts.items():
-        if count != made.IMAGES[subset]:
+    for subset, published in datasets.get_kind(dataset.kind).IMAGES.items():
+        if counts[subset] != published:
             log.warning(
                 "warning: %d %s images, the published release has %d",
-                count,
+                counts[subset],
                 _SUBSETS[subset],
-                made.IMAGES[subset],
+                published,
             )
     note = {
         "data set": made.TITLE,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciss.archives import member_names, unpack
-from ciss.datasets import ade as layout
 from ciss.download import Remote
 from ciss.errors import CissError
 
@@ -26,7 +25,6 @@ Read the terms at https://ade20k.csail.mit.edu/, then fetch
 (linked from http://sceneparsing.csail.mit.edu/). Not ADE20K_2016_07_26.zip or
 ADE20K_2021_17_01.zip, the full ADE20K, whose masks encode thousands of classes as colours.
 """
-IMAGES = layout.IMAGES
 
 ADE = Remote(
     "ADEChallengeData2016.zip",

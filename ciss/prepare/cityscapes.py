@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciss.archives import unpack
-from ciss.datasets import cityscapes as layout
 from ciss.download import Remote
 from ciss.errors import CissError
 
@@ -26,7 +25,6 @@ in a browser or with `pip install cityscapesscripts` and
   csDownload leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
 Not leftImg8bit_trainextra.zip and gtCoarse.zip, which belong to the coarse annotations.
 """
-IMAGES = layout.IMAGES
 
 # MD5 as the download page shows them.
 LEFT = Remote("leftImg8bit_trainvaltest.zip", digests={"md5": "0a6e97e94b616a514066c9e2adb0c97f"})

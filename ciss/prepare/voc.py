@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ciss.archives import read_members, unpack
-from ciss.datasets import voc as layout
+from ciss.datasets.voc import palette
 from ciss.download import Remote, log
 from ciss.errors import CissError
 from ciss.files import write_text
@@ -35,7 +35,6 @@ Downloads 3.4 GB: VOCtrainval_11-May-2012.tar (2.0 GB) and SBD's benchmark.tgz (
 set takes 1.5 GB. The images are Flickr's, under Flickr's terms of use; cite VOC and SBD.
 """
 BY_HAND = ""
-IMAGES = layout.IMAGES
 
 VOC = Remote(
     "VOCtrainval_11-May-2012.tar",
@@ -185,7 +184,7 @@ def _convert(matrices: Path, masks: Path, name: str) -> None:
             f"SBD's lists name {name}, but {SBD.name} has no mask of it; fetch it again"
         )
     image = Image.fromarray(read_mask(source))
-    image.putpalette(layout.palette().tobytes())
+    image.putpalette(palette().tobytes())
     temporary = masks / f".{name}.partial"
     try:
         image.save(temporary, format="png")
