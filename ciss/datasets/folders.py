@@ -22,7 +22,7 @@ VALUES = value_table({**{value: value for value in range(VOID)}, VOID: VOID})
 SUBSETS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 #: in order of preference; JPEG comes last, for the index to say what is wrong with it
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 _KEYS = ("images", "masks", "image_suffix", "mask_suffix", "lists", "val_fraction", "seed")
 
