@@ -225,6 +225,17 @@ def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
     assert config["matrices"]
 
 
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=str)
+def test_examples_run_on_a_part_of_a_release(path: Path) -> None:
+    """Who tries one has a part of VOC at hand; the index would refuse it."""
+    config = read_config(REPOSITORY / "config.yaml", REPOSITORY / path)
+    used = {
+        matrix["dataset"] for name, matrix in config["matrices"].items() if name in config["paper"]
+    }
+    for name in used:
+        assert config["datasets"][name]["kind"] == "shapes" or config["datasets"][name]["subset"]
+
+
 def test_checking_changes_neither_its_argument_nor_a_valid_configuration() -> None:
     config = copy.deepcopy(DEFAULTS)
     assert checked(config) == DEFAULTS
