@@ -134,9 +134,7 @@ def _lines_by_step(tidy: pd.DataFrame, score: str, label: str, style: Style) -> 
     for run, group in steps.groupby("run", sort=False):
         over = group.groupby("step")[score].agg(["mean", "std"]).reindex(range(n_steps))
         line = _line(axes, str(run), over.index, over["mean"], style, len(steps["run"].unique()))
-        if over["std"].notna().any():
-            low, high = over["mean"] - over["std"], over["mean"] + over["std"]
-            axes.fill_between(over.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
+        _band(axes, over, line, steps["run"].nunique())
         handles.append(line)
     axes.set(xlabel="step", ylabel=label, xlim=(-0.3, max(n_steps - 1, 1) + 0.3))
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 0), top=min(axes.get_ylim()[1], 100))
@@ -290,9 +288,7 @@ def learning_curve(
         line = _line(axes, run, over.index, over["mean"], style, len(curves))
         if apart:
             line.set_markevery(max(len(over) // 6, 1))
-        if over["std"].notna().any():
-            low, high = over["mean"] - over["std"], over["mean"] + over["std"]
-            axes.fill_between(over.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
+        _band(axes, over, line, 1 if apart else len(curves))
         handles.setdefault(init if apart else run, line)
     for axes in panels:
         axes.margins(x=0.05)
@@ -608,6 +604,14 @@ def _line(axes: Axes, run: str, x: Any, y: Any, style: Style, n_lines: int) -> L
         **_mark(run, style) | {"markeredgewidth": 0.8 * scale},
     )
     return line
+
+
+def _band(axes: Axes, over: pd.DataFrame, line: Line2D, n_lines: int) -> None:
+    """Shade ``mean`` ± ``std`` around a line, the less the more lines there are."""
+    if over["std"].notna().any():
+        low, high = over["mean"] - over["std"], over["mean"] + over["std"]
+        alpha = 0.18 * min(1.0, 4 / n_lines)
+        axes.fill_between(over.index, low, high, color=line.get_color(), alpha=alpha, lw=0)
 
 
 def _class_ticks(axes: Axes, classes: pd.DataFrame, every: int) -> None:
