@@ -37,7 +37,7 @@ P = ParamSpec("P")
 _NOT_LEARNED = "#E8E8E8"
 _FORGETTING = "forgetting (points of IoU)"
 _CHOSEN, _LEFT = "#D55E00", "#B0B0B0"
-_BACKGROUND, _OTHER_CLASS = "#E4E4E4", "#5A5A5A"
+_BACKGROUND, _OTHER_CLASS = "#D4D4D4", "#1A1A1A"
 #: of classes in label maps: Okabe and Ito's, and three of Tol's "muted" ones
 _CLASS_COLOURS = (
     "#0072B2",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -169,11 +171,47 @@ def test_runs_can_be_told_apart_in_grey():
     assert len(looks) == len(runs)
 
 
+def linear(colour):
+    """Linear sRGB, three numbers from 0 to 1."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
 def luminance(colour):
     """Relative luminance of sRGB, 0 to 1 (WCAG 2)."""
-    rgb = np.array(to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+#: what people without one kind of cone see, in linear sRGB (Viénot, Brettel and Mollon 1999)
+SIGHT = {
+    "all cones": np.eye(3),
+    "no long ones": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "no middle ones": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+}
+
+
+def lab(colour, sight):
+    """CIE L*a*b* of a colour as seen."""
+    seen = np.clip(np.array(sight) @ linear(colour), 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(to_xyz @ seen / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT.values(), ids=SIGHT)
+@pytest.mark.parametrize(
+    "colours",
+    [
+        [STYLE.look(method).colour for method in METHOD_NAMES],
+        [*figures._CLASS_COLOURS, figures._BACKGROUND, figures._OTHER_CLASS, "#FFFFFF"],
+    ],
+    ids=["methods", "classes"],
+)
+def test_colours_stay_apart_for_colour_blind_readers(colours, sight):
+    """Twice what the eye just notices is 4 or 5; methods have markers of their own beside it."""
+    seen = [lab(colour, sight) for colour in colours]
+    nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
+    assert nearest > 8
 
 
 def test_every_colour_stands_out_from_the_paper():
@@ -314,6 +352,20 @@ def test_scores_over_the_share_of_channels(seeds):
         assert drawn["MiB + random channels"] == [expected[0], expected[4]]
         assert drawn["PLOP + AWT"] == expected[5:]
     assert_legible(figure)
+
+
+def test_the_script_of_the_shares_writes_both_files(tmp_path):
+    summary = results.summary(made_up(SHARES, (3, 1, 1)))
+    other = summary.assign(scenario="another", n_base=7)
+    results.write_table(tmp_path / "summary.csv", pd.concat([summary, other]))
+    shares = [f"{run}={which}={share}" for run, (which, share) in SHARES.items()]
+    words = ["--summary", "summary.csv", "--dataset", "voc", "--scenario", "x", "--output", "."]
+    script = REPOSITORY / "workflow_scripts" / "shares_figure.py"
+    done = run_python(script, *words, "--shares", *shares, "--option", "dpi=50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "transfer_shares.png") as image:
+        assert image.size[0] == 170
+    assert (tmp_path / "transfer_shares.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_channel_scores_are_sorted_and_marked():

@@ -670,6 +670,15 @@ def test_without_a_target_the_paper_is_planned(clone: Path) -> None:
     assert run.jobs["table"] == 1
 
 
+def test_shares_of_channels_are_drawn_where_runs_differ_in_them(clone: Path) -> None:
+    runs = "[mib_random, mib_awt, mib_awt-50, ft_awt, ft_awt-perclass]"
+    matrix = f"matrices={{m: {{dataset: voc, scenarios: [15-1, 15-5], runs: {runs}}}}}"
+    run = snakemake(clone, "-n", "-p", "m", "--config", matrix)
+    assert run.status == 0, run.output
+    assert run.jobs["shares_figure"] == 2
+    assert "--shares mib_random=random=0 mib_awt=awt=25 mib_awt-50=awt=50 " in run.output
+
+
 def test_it_may_be_started_in_another_folder(clone: Path, tmp_path: Path) -> None:
     run = snakemake(tmp_path, "-n", "-s", str(clone / "Snakefile"), "voc_15-1_mib")
     assert run.status == 0, run.output
