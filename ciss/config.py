@@ -30,6 +30,9 @@ PRESETS = _REPOSITORY / "configs" / "presets"
 #: the constants in config.yaml and in the code
 DEFAULT_PRESET = "awt"
 
+#: ends the name of a target and report that takes what is there and trains nothing
+PARTIAL = "_partial"
+
 #: what a generated dataset must say
 GENERATED = ("train", "val", "size", "seed")
 #: sections that datasets and scenarios may override
@@ -325,6 +328,8 @@ def _check_variants(
         # Variants last: a wrong option that they inherit is an error of what they vary.
         for name in sorted(entries, key=lambda name: section.removesuffix("s") in entries[name]):
             try:
+                if name == PARTIAL.removeprefix("_"):
+                    raise CissError(f"{section}.{name}: {_PARTIAL_IS_TAKEN}")
                 kind = resolve(entries, name).kind
                 if name in everywhere and resolve(everywhere, name).kind != kind:
                     raise CissError(
@@ -336,6 +341,7 @@ def _check_variants(
                 raise CissError(f"{where}{error}") from None
 
 
+_PARTIAL_IS_TAKEN = f"NAME{PARTIAL} asks for what is there of NAME by now; choose another name"
 _RESOLVERS = {"methods": method_variant, "initialisations": initialisation_variant}
 
 
@@ -343,6 +349,8 @@ def _check_matrix(config: Config, name: str, matrix: Mapping[str, Any]) -> None:
     # Here and not at the top: experiments are made of configurations.
     from ciss.experiments import parse_experiment
 
+    if name.endswith(PARTIAL):
+        raise CissError(f"matrices.{name}: {_PARTIAL_IS_TAKEN}")
     if matrix["dataset"] not in config["datasets"]:
         raise CissError(
             f"matrices.{name}.{unknown('dataset', matrix['dataset'], config['datasets'])}"

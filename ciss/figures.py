@@ -110,6 +110,15 @@ def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
 
 
 @_styled
+def nothing_yet(message: str, style: Style) -> Figure:
+    """A sentence in a figure's place, for a report that takes what is there."""
+    figure, axes = _panel(style, height=0.5 * style.height)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, message, ha="center", va="center", wrap=True, transform=axes.transAxes)
+    return figure
+
+
+@_styled
 def miou_by_step(tidy: pd.DataFrame, style: Style) -> Figure:
     """MIoU of all classes seen so far after each step, a line for each run.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,15 @@ class ReportedRun(NamedTuple):
         return folder / filled
 
 
+class Evaluation(NamedTuple):
+    """One step of a run under one seed, and the file that its confusion matrix is in."""
+
+    run: ReportedRun
+    seed: int
+    step: int
+    path: Path
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that ``runs_from`` reads."""
     parser.add_argument("--results", type=Path, required=True, help="folder of all results")
@@ -48,6 +57,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "step (16,1,1), STEP_0 the shared step 0 (15/ce)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument(
+        "--partial", action="store_true", help="take what is there; without it, all must be there"
+    )
 
 
 def runs_from(arguments: argparse.Namespace) -> list[ReportedRun]:
@@ -65,33 +77,95 @@ def runs_from(arguments: argparse.Namespace) -> list[ReportedRun]:
     ]
 
 
-def tidy_table(folder: Path, runs: Sequence[ReportedRun], seeds: Sequence[int]) -> pd.DataFrame:
-    """Read all confusion matrices: one row a run, seed, step and class (``results.collect``)."""
-    parts = []
-    for dataset, scenario in dict.fromkeys((run.dataset, run.scenario) for run in runs):
-        chosen = [run for run in runs if (run.dataset, run.scenario) == (dataset, scenario)]
-        confusions = [
-            (
-                results.RunKey(dataset, scenario, run.run, seed),
-                step,
-                run.artifact(folder, paths.CONFUSION, seed, step),
-            )
-            for run in chosen
-            for seed in seeds
-            for step in range(len(run.classes_per_step))
-        ]
-        named = {run.run: (run.method, run.init) for run in chosen}
-        parts.append(results.collect(confusions, chosen[0].classes_per_step, named))
-    return pd.concat(parts, ignore_index=True)
+def evaluations(
+    folder: Path, runs: Sequence[ReportedRun], seeds: Sequence[int]
+) -> Iterator[Evaluation]:
+    """Yield all evaluations that a report is made of, whether or not they are there yet."""
+    for run in runs:
+        for seed in seeds:
+            for step in range(len(run.classes_per_step)):
+                path = run.artifact(folder, paths.CONFUSION, seed, step)
+                yield Evaluation(run, seed, step, path)
+
+
+def tidy_table(found: Iterable[Evaluation]) -> pd.DataFrame:
+    """Read confusion matrices: one row a run, seed, step and class (``results.collect``)."""
+    scenarios: dict[tuple[str, str], list[Evaluation]] = {}
+    for evaluation in found:
+        run = evaluation.run
+        scenarios.setdefault((run.dataset, run.scenario), []).append(evaluation)
+    parts = [
+        results.collect(
+            [
+                (results.RunKey(dataset, scenario, run.run, seed), step, path)
+                for run, seed, step, path in chosen
+            ],
+            chosen[0].run.classes_per_step,
+            {run.run: (run.method, run.init) for run, *_ in chosen},
+        )
+        for (dataset, scenario), chosen in scenarios.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else results.collect([], (), {})
+
+
+def summary_of_all(
+    tidy: pd.DataFrame, runs: Sequence[ReportedRun], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Summarise the runs (``results.summary``), those of which nothing is there yet included.
+
+    Rows are in the order of ``runs``, then of ``seeds``.
+    """
+    rows = [
+        (
+            *(run.dataset, run.scenario, run.run, run.method, run.init, seed),
+            *(run.classes_per_step[0] - 1, sum(run.classes_per_step) - 1),
+            len(run.classes_per_step),
+        )
+        for run in runs
+        for seed in seeds
+    ]
+    keys = [*results.KEYS, *results.PROTOCOL]
+    every = pd.DataFrame(rows, columns=keys)
+    types = every.dtypes.to_dict() | dict.fromkeys(results.SCORES, float)
+    return every.merge(results.summary(tidy).astype(types), how="left", on=keys)
+
+
+def say_missing(missing: Sequence[Evaluation]) -> dict[str, str]:
+    """Say of each experiment which evaluations are missing: its seeds and their steps."""
+    runs: dict[tuple[str, str, str], dict[int, list[int]]] = {}
+    for run, seed, step, _ in missing:
+        key = (run.dataset, run.scenario, run.run)
+        runs.setdefault(key, {}).setdefault(seed, []).append(step)
+    said = {}
+    for key, by_seed in runs.items():
+        # Seeds that lack the same steps share their words.
+        seeds: dict[str, list[int]] = {}
+        for seed, steps in by_seed.items():
+            seeds.setdefault(_numbers("step", steps), []).append(seed)
+        parts = (f"{_numbers('seed', chosen)}: {steps}" for steps, chosen in seeds.items())
+        said["_".join(key)] = "; ".join(parts)
+    return said
+
+
+def _numbers(word: str, numbers: Sequence[int]) -> str:
+    """Name numbers: ``step 3``, ``steps 1-4``, ``seeds 1, 3``."""
+    plural = f"{word}s" if len(numbers) > 1 else word
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{plural} {numbers[0]}-{numbers[-1]}"
+    return f"{plural} {', '.join(map(str, numbers))}"
 
 
 def learning_curves(
-    folder: Path, runs: Sequence[ReportedRun], seeds: Sequence[int], step: int
+    folder: Path, runs: Sequence[ReportedRun], seeds: Sequence[int], step: int, partial: bool
 ) -> dict[str, pd.DataFrame]:
-    """Read the histories of one step for each run, those of all seeds below each other."""
-    return {
-        run.run: pd.concat(
-            [pd.read_csv(run.artifact(folder, paths.HISTORY, seed, step)) for seed in seeds]
-        )
-        for run in runs
-    }
+    """Read the histories of one step for each run, those of all seeds below each other.
+
+    ``partial``: leave out those that are not there.
+    """
+    curves = {}
+    for run in runs:
+        files = [run.artifact(folder, paths.HISTORY, seed, step) for seed in seeds]
+        tables = [pd.read_csv(path) for path in files if path.is_file() or not partial]
+        if tables:
+            curves[run.run] = pd.concat(tables)
+    return curves

@@ -18,6 +18,8 @@ from ciss.files import write_text
 
 #: columns that name a run of one seed, in tidy tables and in everything made from them
 KEYS = ["dataset", "scenario", "run", "method", "init", "seed"]
+#: of the run's scenario: foreground classes at step 0 and in all, and steps
+PROTOCOL = ["n_base", "n_classes", "n_steps"]
 #: what a summary says of a run, all in percent
 SCORES = [
     "old",
@@ -31,7 +33,6 @@ SCORES = [
 ]
 
 _TEXT = ["dataset", "scenario", "run", "method", "init", "class_name"]
-_PROTOCOL = ["n_base", "n_classes", "n_steps"]
 _COLUMNS = [
     *KEYS,
     "step",
@@ -40,7 +41,7 @@ _COLUMNS = [
     "learned_at",
     "iou",
     "images",
-    *_PROTOCOL,
+    *PROTOCOL,
 ]
 
 
@@ -147,7 +148,7 @@ def by_step(tidy: pd.DataFrame) -> pd.DataFrame:
     ``metrics.GroupedMiou``; ``new`` is everything learned after step 0, NaN at step 0.
     """
     rows = []
-    keys = [*KEYS, *_PROTOCOL, "step"]
+    keys = [*KEYS, *PROTOCOL, "step"]
     for values, group in tidy.groupby(keys, sort=False):
         row = dict(zip(keys, values, strict=True))
         iou = torch.from_numpy(group.sort_values("class_index")["iou"].to_numpy(float, copy=True))
@@ -187,7 +188,7 @@ def summary(tidy: pd.DataFrame) -> pd.DataFrame:
     steps = by_step(tidy)
     final = steps[steps["step"] == steps["n_steps"] - 1]
     rows = []
-    keys = [*KEYS, *_PROTOCOL]
+    keys = [*KEYS, *PROTOCOL]
     for values, group in tidy.groupby(keys, sort=False):
         row = dict(zip(keys, values, strict=True))
         mine = (steps[KEYS] == [row[key] for key in KEYS]).all(axis=1)
@@ -209,7 +210,7 @@ def over_seeds(summary: pd.DataFrame) -> pd.DataFrame:
     For each score its mean under its own name and ``<score>_sd``, the sample standard deviation
     (NaN for a single seed); ``seeds`` counts the seeds whose last step was evaluated.
     """
-    keys = [name for name in [*KEYS, *_PROTOCOL] if name != "seed"]
+    keys = [name for name in [*KEYS, *PROTOCOL] if name != "seed"]
     groups = summary.groupby(keys, sort=False)
     scores = groups[SCORES]
     table = scores.mean().join(scores.std(ddof=1).add_suffix("_sd"))

@@ -93,6 +93,12 @@ def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> str:
     return "\n".join(parts)
 
 
+def markdown_list(title: str, items: Mapping[str, str]) -> str:
+    """Markdown of a title and under it names (of experiments, verbatim) with what is said."""
+    lines = [f"- `{name}`: {_escape_markdown(said)}" for name, said in items.items()]
+    return "\n".join([f"### {title}", "", *lines, ""])
+
+
 def build(summary: pd.DataFrame, digits: int = 2, note: str = "") -> list[Table]:
     """Lay out one table for each dataset: a row a run, for each scenario a group of columns.
 

@@ -5,6 +5,7 @@
 # device, workers, threads. Its functions take `threads`, and parameters derived from threads are
 # not compared by Snakemake, so that such a change reruns nothing.
 
+import hashlib
 import json
 import os
 import shutil

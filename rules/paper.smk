@@ -25,6 +25,7 @@ rule table:
     params:
         program=program("tables.py"),
         settings=run_flags,
+        found=found_files,
         preset=CONFIG.get("preset", ciss.config.DEFAULT_PRESET),
         folder=lambda wildcards, output: str(Path(output.results).parent),
         root=lambda wildcards, threads: RESULTS,

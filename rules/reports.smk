@@ -10,6 +10,23 @@ REPORTS = {
     name: ([experiment], CONFIG["seeds"])
     for name, experiment in experiments.configured_experiments(CONFIG).items()
 }
+REPORTS |= {f"{name}{ciss.config.PARTIAL}": REPORTS[name] for name in CONFIG["matrices"]}
+
+
+def is_partial(report):
+    """Whether a report takes what is there, and has a folder of its own for it."""
+    return report.endswith(ciss.config.PARTIAL)
+
+
+def report_confusions(report):
+    """The confusion matrices that a report is made of."""
+    chosen, seeds = REPORTS[report]
+    return [
+        artifact(paths.CONFUSION, experiment, seed, step)
+        for experiment in chosen
+        for seed in seeds
+        for step in range(experiment.scenario.n_steps)
+    ]
 
 
 def requested_targets():
@@ -32,14 +49,35 @@ def add_requested_experiments():
     for target in requested_targets():
         if target in REPORTS or target in rule_names or Path(target).exists():
             continue
+        partial = ciss.config.PARTIAL if is_partial(target) else ""
         try:
-            experiment = experiments.parse_experiment(CONFIG, target)
+            experiment = experiments.parse_experiment(
+                CONFIG, target.removesuffix(partial)
+            )
         except CissError as error:
             stop(error)
-        REPORTS[experiment.name] = ([experiment], CONFIG["seeds"])
-        if target != experiment.name:
-            other_names[target] = experiment.name
+        name = f"{experiment.name}{partial}"
+        REPORTS[name] = ([experiment], CONFIG["seeds"])
+        if target != name:
+            other_names[target] = name
     return other_names
+
+
+def check_lock():
+    """Refuse a partial report that would take another Snakemake's lock away.
+
+    Snakemake removes all locks of a folder when it ends; one started with --nolock leaves them.
+    """
+    partial = [name for name in requested_targets() if is_partial(name)]
+    locks = Path(".snakemake", "locks")
+    if not partial or workflow.dryrun or not (locks.is_dir() and any(locks.iterdir())):
+        return
+    known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
+    if not known.nolock:
+        stop(
+            "another Snakemake works in this folder (or was killed); to look at what it has made "
+            f"so far: snakemake --nolock {' '.join(partial)}"
+        )
 
 
 def figures_folder(report, experiment):
@@ -82,16 +120,19 @@ def model_figures(chosen, report):
 def tables_and_figures(report):
     """What a report is made of, but for the pages that are about all of it."""
     chosen, _ = REPORTS[report]
+    # A partial report draws what has left the shared step 0.
+    drawn = [e for e in chosen if not is_partial(report) or has_begun(report, e)]
     # Offline there are no steps to draw.
     by_step = dict.fromkeys(
-        figures_folder(report, e) for e in chosen if e.scenario.n_steps > 1
+        figures_folder(report, e) for e in drawn if e.scenario.n_steps > 1
     )
     return [
         at(f"{paths.REPORT.format(report=report)}/table.md"),
         *[f"{folder}/{paths.SCENARIO_FIGURES[0]}.pdf" for folder in by_step],
-        *shares_figures(chosen, report),
-        *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in chosen],
-        *model_figures(chosen, report),
+        *shares_figures(drawn, report),
+        *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in drawn],
+        # Models that are not there are not to be trained for it.
+        *([] if is_partial(report) else model_figures(chosen, report)),
     ]
 
 
@@ -101,6 +142,23 @@ def report_files(report):
         *tables_and_figures(report),
         at(f"{paths.REPORT.format(report=report)}/tables.html"),
     ]
+
+
+def files_of(report):
+    """The input of a report's target; what there is of a partial one is looked up when asked."""
+    if is_partial(report):
+        return lambda wildcards: report_files(report)
+    return report_files(report)
+
+
+def has_begun(report, experiment):
+    """Whether a step of its own was evaluated: one after step 0, unless there is none."""
+    last = experiment.scenario.n_steps - 1
+    return any(
+        Path(artifact(paths.CONFUSION, experiment, seed, step)).is_file()
+        for seed in REPORTS[report][1]
+        for step in range(min(1, last), last + 1)
+    )
 
 
 def report_experiments(wildcards):

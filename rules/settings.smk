@@ -96,7 +96,20 @@ def run_flags(wildcards):
             counts,
             step_0,
         ]
-    return flags + to_flags({"seeds": seeds})
+    flags += to_flags({"seeds": seeds})
+    return flags + (["--partial"] if is_partial(wildcards.report) else [])
+
+
+def found_files(wildcards):
+    """A setting of a partial report's tables: other files than last time, other tables."""
+    if not is_partial(wildcards.report):
+        return ""
+    found = [
+        (path, Path(path).stat().st_mtime_ns)
+        for path in report_confusions(wildcards.report)
+        if Path(path).is_file()
+    ]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def shown_configuration(report):

@@ -8,9 +8,20 @@ rule paper:
         [report_files(name) for name in CONFIG.get("paper", [])],
 
 
+rule paper_partial:
+    input:
+        lambda wildcards: [
+            report_files(f"{name}{ciss.config.PARTIAL}") for name in CONFIG.get("paper", [])
+        ],
+
+
 workflow.get_rule("paper").docstring = (
     f"tables and figures of {', '.join(CONFIG.get('paper', []))}"
 )
+workflow.get_rule("paper_partial").docstring = (
+    "the same of what is there by now; trains nothing"
+)
+check_lock()
 OTHER_NAMES = add_requested_experiments()
 
 for matrix in CONFIG["matrices"]:
@@ -23,15 +34,18 @@ for target_name in [*REPORTS, *OTHER_NAMES]:
         name:
             target_name
         input:
-            report_files(OTHER_NAMES.get(target_name, target_name)),
+            files_of(OTHER_NAMES.get(target_name, target_name)),
 
 
 for target_name, (chosen, seeds) in REPORTS.items():
+    matrix = target_name.removesuffix(ciss.config.PARTIAL)
     what = (
         "experiment"
-        if target_name not in CONFIG["matrices"]
+        if matrix not in CONFIG["matrices"]
         else f"{len(chosen)} experiments"
     )
+    if is_partial(target_name):
+        what = f"what is there of {matrix}: {what}"
     workflow.get_rule(target_name).docstring = (
         f"{what}, seeds {', '.join(map(str, seeds))}"
     )

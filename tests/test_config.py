@@ -63,6 +63,11 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
         {"datasets": {"shapes": {"generate": {"sise": 1}}}},
         ["datasets.shapes.generate", "'sise'", "'size'"],
     ),
+    ({"matrices": {"my_partial": MATRIX}}, ["matrices.my_partial", "choose another name"]),
+    (
+        {"initialisations": {"partial": {"initialisation": "awt"}}},
+        ["initialisations.partial", "choose another name"],
+    ),
     (matrix(run=["ft"]), ["matrices.mine", "'run'", "'runs'"]),
     ({"methods": {"mib": {"distilation": 1}}}, ["methods.mib", "'distilation'", "'distillation'"]),
     (

@@ -9,6 +9,7 @@ import repository  # noqa: F401
 from matplotlib.figure import Figure
 
 from ciss import figures, results, scripting
+from ciss.errors import CissError
 from ciss.flags import add_option_flag, options_from
 from ciss.reports import add_run_flags, learning_curves, runs_from
 from ciss.style import style_from_config
@@ -25,9 +26,16 @@ def main(arguments: argparse.Namespace) -> None:
     made: dict[str, Figure] = {
         "miou_by_step": figures.miou_by_step(tidy, style),
         "base_miou_by_step": figures.base_miou_by_step(tidy, style),
-        "forgetting_by_class": figures.forgetting_by_class(tidy, style),
     }
-    curves = learning_curves(arguments.results, runs, arguments.seeds, step=1)
+    try:
+        made["forgetting_by_class"] = figures.forgetting_by_class(tidy, style)
+    except CissError as error:
+        if not arguments.partial:
+            raise
+        made["forgetting_by_class"] = figures.nothing_yet(str(error), style)
+    curves = learning_curves(
+        arguments.results, runs, arguments.seeds, step=1, partial=arguments.partial
+    )
     made["learning_curve"] = figures.learning_curve(
         curves, style, y="iou_new", y_label="IoU of the new classes (%)"
     )
