@@ -145,6 +145,15 @@ def settings(config: Config, dataset: str, scenario: Scenario | None = None) -> 
     return result
 
 
+def preset_settings(config: Config, dataset: str, scenario: Scenario | None = None) -> Config:
+    """Return what the configuration's preset sets of ``settings``: nothing for the default."""
+    name = config.get("preset", DEFAULT_PRESET)
+    if name == DEFAULT_PRESET:
+        return {}
+    preset = merged({"datasets": {dataset: {}}}, _read(PRESETS / f"{name}.yaml"))
+    return settings(preset, dataset, scenario)
+
+
 def dataset_entry(config: Config, name: str) -> Config:
     """Return what the configuration says of a dataset; ``CissError`` where it is unknown."""
     if name not in config["datasets"]:

@@ -28,6 +28,11 @@ class ReportedRun(NamedTuple):
         """Method and initialisation as in an experiment's name."""
         return f"{self.method}_{self.init}" if self.init else self.method
 
+    @property
+    def step_0_of_dataset(self) -> str:
+        """The shared step 0 as ``comparison.base_steps`` names it: ``voc/15/ce``."""
+        return f"{self.dataset}/{self.step_0}"
+
     def artifact(self, folder: Path, pattern: str, seed: int, step: int) -> Path:
         """Path of an artifact of one step; ``pattern`` is one of ``ciss.paths``."""
         track, run = self.step_0.split("/") if step == 0 else (self.scenario, self.run)

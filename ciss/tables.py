@@ -1,54 +1,19 @@
-"""Tables of results as Markdown, LaTeX, CSV and plain text, in the papers' layout."""
+"""Tables of results in the papers' layout; ``ciss.table_formats`` renders them."""
 
 from __future__ import annotations
 
-import re
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from ciss import results
+from ciss import comparison, published, results, table_formats
 from ciss.style import DATASET_NAMES, pretty_name
-
-MISSING = "–"
+from ciss.table_formats import MISSING, Cell, Table
 
 #: scores of the table, in order; only the last is the better the smaller
 _SHOWN = ("old", "new", "all", "average_over_steps", "forgetting")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one cell shows, and whether it is the best of its column."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table before it is rendered: ``groups`` are pairs of a title and the heads under it."""
-
-    title: str
-    caption: str
-    groups: tuple[tuple[str, tuple[str, ...]], ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
-def markdown(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
-    """Markdown tables, one for each dataset of ``results.summary``."""
-    return "\n".join(_markdown(table) for table in build(summary, digits, note))
-
-
-def latex(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
-    """LaTeX tables for the package ``booktabs``, one for each dataset of ``results.summary``."""
-    return "\n".join(_latex(table) for table in build(summary, digits, note))
-
-
-def text(summary: pd.DataFrame, digits: int = 2, note: str = "") -> str:
-    """Aligned plain text for a terminal, one table for each dataset of ``results.summary``."""
-    return "\n".join(_text(table) for table in build(summary, digits, note))
 
 
 def csv(summary: pd.DataFrame) -> str:
@@ -73,13 +38,13 @@ def csv(summary: pd.DataFrame) -> str:
     return str(wide.to_csv(index=False, lineterminator="\n"))
 
 
-def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> str:
-    """Markdown tables of the mIoU after each step, one for each dataset and scenario.
+def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> list[Table]:
+    """Lay out the mIoU after each step, one table for each dataset and scenario.
 
     ``score``: a field of ``metrics.GroupedMiou``; ``old`` shows the base classes.
     """
     steps = results.by_step(tidy)
-    parts = []
+    tables = []
     for (dataset, scenario), group in steps.groupby(["dataset", "scenario"], sort=False):
         columns = [_Column("", f"step {k}", k) for k in range(int(group["n_steps"].iloc[0]))]
         values: dict[tuple[str, object], _Value] = {
@@ -89,14 +54,165 @@ def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> str:
         title = f"{_dataset_name(str(dataset))} {scenario}, after each step"
         classes = "all classes seen so far" if score == "all" else score.replace("_", " ")
         head = f"mIoU (%), {classes}, after each step."
-        parts.append(_markdown(_table(title, head, columns, _names(group), values, digits)))
+        tables.append(_table(title, head, columns, _names(group), values, digits))
+    return tables
+
+
+def beside_published(distances: pd.DataFrame, digits: int = 2) -> list[Table]:
+    """Lay out ours, the published number and the difference, for each dataset and scenario.
+
+    ``distances``: of ``comparison.distances``. Where papers count the background or do not, a run
+    has a row for either.
+    """
+    tables = []
+    for (dataset, scenario), group in distances.groupby(["dataset", "scenario"], sort=False):
+        heads = dict(zip(("old", "new", "all"), _class_heads(group), strict=True))
+        if int(group["n_steps"].iloc[0]) == 1:
+            heads = {"all": "all"}
+        rows = []
+        for (method, init, background), cells in group.groupby(
+            ["method", "init", "background"], sort=False
+        ):
+            name = pretty_name(str(method), str(init))
+            found: dict[str, Mapping[Any, Any]] = {
+                cell["score"].partition("_")[0]: cell for cell in cells.to_dict("records")
+            }
+            shown = [text for score in heads for text in _beside(found.get(score), digits)]
+            shown.append(_sources(found))
+            name += "" if background else " (background left out)"
+            rows.append((name, tuple(map(Cell, shown))))
+        tables.append(
+            Table(
+                f"{_dataset_name(str(dataset))} {scenario}, beside published numbers",
+                _BESIDE + (_NOT_SEEN if (group["confidence"] != "seen").any() else ""),
+                (
+                    *((head, ("ours", "published", "difference")) for head in heads.values()),
+                    ("", ("source",)),
+                ),
+                tuple(rows),
+                whole=True,
+            )
+        )
+    return tables
+
+
+def distance_report(
+    distances: pd.DataFrame, base_steps: pd.DataFrame, departures: Mapping[str, str]
+) -> str:
+    """Markdown: one line for each published cell, step 0, and what is not compared and why.
+
+    ``distances`` and ``base_steps``: of ``ciss.comparison``. ``departures``: why an experiment
+    that has published numbers is not compared.
+    """
+    parts = ["# Distance to the papers", ""]
+    if distances.empty and base_steps.empty and not departures:
+        return "\n".join([*parts, "Nothing is published of these experiments.", ""])
+    if len(distances):
+        parts += [comparison.say_overall(distances), ""]
+    if len(base_steps):
+        parts.append(table_formats.markdown(_base_step_table(base_steps)))
+    if len(distances):
+        parts.append(table_formats.markdown(_cell_table(distances)))
+    if departures:
+        parts.append(table_formats.markdown_list("Not trained as published", departures))
+    used = {key for cell in distances["sources"] for key in cell.split(", ")}
+    named = {key: said for key, said in published.sources().items() if key in used}
+    named |= {key: published.sources()[key] for key in base_steps["source"]}
+    if named:
+        parts.append(table_formats.markdown_list("Sources", named))
     return "\n".join(parts)
 
 
-def markdown_list(title: str, items: Mapping[str, str]) -> str:
-    """Markdown of a title and under it names (of experiments, verbatim) with what is said."""
-    lines = [f"- `{name}`: {_escape_markdown(said)}" for name, said in items.items()]
-    return "\n".join([f"### {title}", "", *lines, ""])
+def _base_step_table(base_steps: pd.DataFrame) -> Table:
+    rows = [
+        (
+            f"{row['step_0']} seed {row['seed']}",
+            tuple(
+                map(
+                    Cell,
+                    (
+                        f"{row['ours']:.2f}",
+                        f"{row['published']:.1f} ± {row['sd']:.1f}",
+                        f"{row['difference']:+.2f}",
+                        "yes" if row["reached"] else "NO",
+                        str(row["source"]),
+                    ),
+                )
+            ),
+        )
+        for row in base_steps.to_dict("records")
+    ]
+    return Table(
+        "Step 0",
+        "mIoU (%) of base classes and background. Where it is not within the published deviation, "
+        "look at step 0 before comparing anything later.",
+        (("", ("ours", "published", "difference", "within", "source")),),
+        tuple(rows),
+        whole=True,
+        first="Model",
+    )
+
+
+def _cell_table(distances: pd.DataFrame) -> Table:
+    rows = []
+    for cell in distances.to_dict("records"):
+        lowest, highest = (cell[f"others_{end}"] for end in ("lowest", "highest"))
+        others = MISSING if lowest != lowest else f"{lowest:g}"
+        others += f"-{highest:g}" if highest > lowest else ""
+        sure = "" if cell["confidence"] == "seen" else cell["confidence"]
+        said = "; ".join(filter(None, [cell["kind"], sure, cell["note"]]))
+        shown = (*_beside(cell, digits=2), others, cell["sources"], said)
+        name = f"{cell['dataset']}_{cell['scenario']}_{cell['run']}"
+        rows.append((name, tuple(map(Cell, (_classes(cell), *shown)))))
+    heads = ("classes", "ours", "published", "difference", "others", "sources", "kind")
+    return Table(
+        "Cells",
+        f"{_BESIDE} Others: lowest and highest of the other numbers that there are for a cell.",
+        (("", heads),),
+        tuple(rows),
+        whole=True,
+        first="Experiment",
+    )
+
+
+def _classes(cell: Mapping[Any, Any]) -> str:
+    """The classes of a cell's mean: ``0-15``, or ``1-15`` without the background."""
+    base, last = int(cell["n_base"]), int(cell["n_classes"])
+    score = str(cell["score"]).partition("_")[0]
+    if score == "new":
+        return f"{base + 1}-{last}" if last > base + 1 else str(last)
+    return f"{0 if cell['background'] else 1}-{base if score == 'old' else last}"
+
+
+_BESIDE = (
+    "mIoU (%) after the last step: ours, the published number, ours minus published. The number of "
+    "the paper that proposes a run goes before other papers' tables, these before reruns by others."
+)
+_NOT_SEEN = " †: inferred or derived, not printed so in the source."
+
+
+def _beside(cell: Mapping[Any, Any] | None, digits: int) -> tuple[str, str, str]:
+    """Ours, published and difference of one cell."""
+    if cell is None:
+        return MISSING, MISSING, MISSING
+    value = f"{cell['published']:.1f}"
+    if float(value) != cell["published"]:
+        value = f"{cell['published']:.2f}"
+    mark = "" if cell["confidence"] == "seen" else " †"
+    if not cell["seeds"]:
+        return MISSING, value + mark, MISSING
+    ours = _Value(cell["ours"], cell["sd"], cell["seeds"])
+    return ours.text(digits, False), value + mark, f"{cell['difference']:+.{digits}f}"
+
+
+def _sources(cells: Mapping[str, Mapping[Any, Any]]) -> str:
+    """The first source of each cell, with the scores that it holds for where they differ."""
+    scores: dict[str, list[str]] = {}
+    for score, cell in cells.items():
+        scores.setdefault(cell["sources"].partition(",")[0], []).append(score)
+    if len(scores) == 1:
+        return next(iter(scores))
+    return "; ".join(f"{', '.join(held)}: {source}" for source, held in scores.items())
 
 
 def build(summary: pd.DataFrame, digits: int = 2, note: str = "") -> list[Table]:
@@ -197,15 +313,19 @@ def _table(
 def _columns(scenario: pd.DataFrame) -> list[_Column]:
     """Columns of one scenario's group; without later steps there is nothing but the mean."""
     first = scenario.iloc[0]
-    name, base, last = str(first["scenario"]), int(first["n_base"]), int(first["n_classes"])
-    steps = int(first["n_steps"])
+    name, steps = str(first["scenario"]), int(first["n_steps"])
     if steps == 1:
         return [_Column(name, "all", (name, "all"))]
-    heads = (f"0-{base}", f"{base + 1}-{last}" if last > base + 1 else f"{last}")
     return [
         _Column(f"{name} ({steps} steps)", head, (name, score), score == "forgetting")
-        for head, score in zip((*heads, "all", "avg", "forg."), _SHOWN, strict=True)
+        for head, score in zip((*_class_heads(scenario), "avg", "forg."), _SHOWN, strict=True)
     ]
+
+
+def _class_heads(scenario: pd.DataFrame) -> tuple[str, str, str]:
+    """Heads of old, new and all: ``0-15``, ``16-20``, ``all``."""
+    base, last = (int(scenario[name].iloc[0]) for name in ("n_base", "n_classes"))
+    return f"0-{base}", f"{base + 1}-{last}" if last > base + 1 else f"{last}", "all"
 
 
 _CAPTION = (
@@ -227,117 +347,5 @@ def _names(table: pd.DataFrame) -> dict[str, str]:
     return {str(row.run): pretty_name(str(row.method), str(row.init)) for row in rows.itertuples()}
 
 
-def _has_best(table: Table) -> bool:
-    return any(cell.best for _, cells in table.rows for cell in cells)
-
-
-def _markdown(table: Table) -> str:
-    # Markdown has one line of heads; the group is named where it begins.
-    heads = [
-        f"{group}: {head}" if group and i == 0 else head
-        for group, group_heads in table.groups
-        for i, head in enumerate(group_heads)
-    ]
-    lines = [_pipes(["Method", *map(_escape_markdown, heads)])]
-    lines.append(_pipes(["---", *["---:"] * len(heads)]))
-    for name, cells in table.rows:
-        shown = (f"**{cell.text}**" if cell.best else cell.text for cell in cells)
-        lines.append(_pipes([_escape_markdown(name), *shown]))
-    caption = table.caption + (" Best in bold." if _has_best(table) else "")
-    return "\n".join([f"### {table.title}", "", *lines, "", _escape_markdown(caption), ""])
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _latex(table: Table) -> str:
-    columns = "l" + "".join(" " + "r" * len(heads) for _, heads in table.groups)
-    titles, rules, heads = [], [], []
-    column = 2
-    for group, group_heads in table.groups:
-        width = len(group_heads)
-        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape_latex(group)}}}")
-        rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
-        heads += [_escape_latex(re.sub(r"(?<=\d)-(?=\d)", "–", head)) for head in group_heads]
-        column += width
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{_escape_latex(_latex_caption(table))}}}",
-        rf"  \begin{{tabular}}{{{columns}}}",
-        r"    \toprule",
-        f"    {' & '.join(['', *titles])} \\\\",
-        f"    {' '.join(rules)}",
-        f"    Method & {' & '.join(heads)} \\\\",
-        r"    \midrule",
-    ]
-    for name, cells in table.rows:
-        shown = [
-            rf"\textbf{{{_escape_latex(cell.text)}}}" if cell.best else _escape_latex(cell.text)
-            for cell in cells
-        ]
-        lines.append(f"    {' & '.join([_escape_latex(name), *shown])} \\\\")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
-    return "\n".join(lines)
-
-
-def _latex_caption(table: Table) -> str:
-    best = " Best in bold." if _has_best(table) else ""
-    return f"{table.title}. {table.caption}{best}"
-
-
-def _text(table: Table) -> str:
-    blocks = [_left(["", "Method", *(name for name, _ in table.rows)])]
-    first = 0
-    for group, heads in table.groups:
-        columns = [
-            [f"{head} ", *(_starred(cells[column]) for _, cells in table.rows)]
-            for column, head in enumerate(heads, start=first)
-        ]
-        lines = [" ".join(line) for line in zip(*map(_right, columns), strict=True)]
-        blocks.append(_right([group.center(len(lines[0])), *lines]))
-        first += len(heads)
-    title, heads_line, *rows = (" | ".join(line).rstrip() for line in zip(*blocks, strict=True))
-    caption = table.caption + (" * marks the best." if _has_best(table) else "")
-    rule = "-" * max(map(len, (heads_line, *rows)))
-    return "\n".join(
-        [table.title, "", title, heads_line, rule, *rows, "", textwrap.fill(caption, 100), ""]
-    )
-
-
-def _starred(cell: Cell) -> str:
-    # The star's place is kept free elsewhere, so that the digits line up.
-    return f"{cell.text}{'*' if cell.best else ' '}"
-
-
-def _right(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    return [cell.rjust(width) for cell in cells]
-
-
-def _left(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    return [cell.ljust(width) for cell in cells]
-
-
 def _dataset_name(dataset: str) -> str:
     return DATASET_NAMES.get(dataset, dataset)
-
-
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", text)
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

@@ -22,6 +22,8 @@ import ciss.config
 import ciss.fingerprint
 import ciss.prepare
 from ciss import examples, experiments, methods, paths
+import ciss.published
+from ciss import experiments, methods, paths
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name

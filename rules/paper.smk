@@ -12,10 +12,17 @@ rule table:
         markdown=report(
             at(f"{paths.REPORT}/table.md"),
             category="Tables",
-            labels={"report": "{report}"},
+            labels={"report": "{report}", "table": "results"},
         ),
         latex=at(f"{paths.REPORT}/table.tex"),
         text=at(f"{paths.REPORT}/table.txt"),
+        distance_csv=at(f"{paths.REPORT}/distance.csv"),
+        distance=report(
+            at(f"{paths.REPORT}/distance.md"),
+            caption="../report/distance.rst",
+            category="Tables",
+            labels={"report": "{report}", "table": "distance to the papers"},
+        ),
     log:
         at(f"{paths.REPORT}/logs/table.log"),
     benchmark:
@@ -25,13 +32,15 @@ rule table:
     params:
         program=program("tables.py"),
         settings=run_flags,
+        published=published_flags,
+        published_version=published_version,
         found=found_files,
         preset=CONFIG.get("preset", ciss.config.DEFAULT_PRESET),
         folder=lambda wildcards, output: str(Path(output.results).parent),
         root=lambda wildcards, threads: RESULTS,
     shell:
         "{params.program:q} --results {params.root:q} {params.settings:q}"
-        " --preset {params.preset:q} --output {params.folder:q} --log {log:q}"
+        " {params.published:q} --preset {params.preset:q} --output {params.folder:q} --log {log:q}"
 
 
 rule figures:

@@ -10,7 +10,9 @@ REPORTS = {
     name: ([experiment], CONFIG["seeds"])
     for name, experiment in experiments.configured_experiments(CONFIG).items()
 }
-REPORTS |= {f"{name}{ciss.config.PARTIAL}": REPORTS[name] for name in CONFIG["matrices"]}
+REPORTS |= {
+    f"{name}{ciss.config.PARTIAL}": REPORTS[name] for name in CONFIG["matrices"]
+}
 
 
 def is_partial(report):

@@ -100,6 +100,33 @@ def run_flags(wildcards):
     return flags + (["--partial"] if is_partial(wildcards.report) else [])
 
 
+def published_flags(wildcards):
+    """What is published of a report's experiments, and which were not trained as published."""
+    beside, base_steps, departures = {}, {}, {}
+    for e in report_experiments(wildcards):
+        key, why = ciss.published.match(CONFIG, e)
+        if key and why:
+            departures[e.name] = "; ".join(why)
+        elif key:
+            beside[e.name] = key
+        key, why = ciss.published.match_base(CONFIG, e)
+        if key and not why:
+            base_steps[f"{e.dataset}/{e.scenario.track(0)}/{e.run_at(0)}"] = key
+    flags = {"published": beside, "base_step": base_steps, "departure": departures}
+    return to_flags(
+        {
+            name: [f"{ours}={theirs}" for ours, theirs in found.items()]
+            for name, found in flags.items()
+            if found
+        }
+    )
+
+
+def published_version(wildcards):
+    """A setting of the tables that show published numbers: other numbers, other tables."""
+    return ciss.published.version() if published_flags(wildcards) else ""
+
+
 def found_files(wildcards):
     """A setting of a partial report's tables: other files than last time, other tables."""
     if not is_partial(wildcards.report):

@@ -11,7 +11,8 @@ rule paper:
 rule paper_partial:
     input:
         lambda wildcards: [
-            report_files(f"{name}{ciss.config.PARTIAL}") for name in CONFIG.get("paper", [])
+            report_files(f"{name}{ciss.config.PARTIAL}")
+            for name in CONFIG.get("paper", [])
         ],
 
 

@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from ciss import results, tables
+from ciss import results, table_formats, tables
 from ciss.style import pretty_name, split_run
 
 PROTOCOLS = {"2-1": (2, 4, 3), "3-1": (3, 4, 2), "offline": (4, 4, 1)}
@@ -25,6 +25,18 @@ def summary(*rows):
     return pd.DataFrame(rows)
 
 
+def markdown(rows, **options):
+    return "\n".join(map(table_formats.markdown, tables.build(rows, **options)))
+
+
+def latex(rows):
+    return "\n".join(map(table_formats.latex, tables.build(rows)))
+
+
+def plain(rows):
+    return "\n".join(map(table_formats.text, tables.build(rows)))
+
+
 def scores(value, forgetting=0.0):
     return dict.fromkeys(results.SCORES, value) | {"forgetting": forgetting}
 
@@ -40,7 +52,7 @@ def two_seeds():
 
 
 def test_markdown_has_the_papers_layout(two_seeds):
-    lines = tables.markdown(two_seeds).splitlines()
+    lines = markdown(two_seeds).splitlines()
     assert lines[0] == "### Pascal VOC 2012"
     assert lines[2] == "| Method | 2-1 (3 steps): 0-2 | 3-4 | all | avg | forg. |"
     assert lines[4].startswith("| FT | 21.00 ± 1.41 | ")
@@ -62,13 +74,13 @@ def test_best_is_least_for_forgetting_and_shared_when_equal():
 
 
 def test_the_only_run_is_not_called_best():
-    text = tables.markdown(summary(row("2-1", "ft", 0, **scores(30.0))))
+    text = markdown(summary(row("2-1", "ft", 0, **scores(30.0))))
     assert "**" not in text
     assert "bold" not in text
 
 
 def test_missing_cells_are_dashes_and_counted():
-    text = tables.markdown(
+    text = markdown(
         summary(
             row("2-1", "ft", 0, **scores(20.0)),
             row("2-1", "mib", 0),
@@ -82,7 +94,7 @@ def test_missing_cells_are_dashes_and_counted():
 
 
 def test_unequal_numbers_of_seeds_are_shown_in_the_cells(two_seeds):
-    text = tables.text(two_seeds.iloc[:3])
+    text = plain(two_seeds.iloc[:3])
     assert "21.00 ± 1.41 (2) " in text
     assert "40.00 (1)*" in text
     assert "(number of seeds)" in text
@@ -97,21 +109,18 @@ def test_offline_has_one_column():
 def test_each_dataset_has_its_table(two_seeds):
     both = pd.concat([two_seeds, summary(row("3-1", "ft", 0, "my_data", **scores(1.0)))])
     assert [table.title for table in tables.build(both)] == ["Pascal VOC 2012", "my_data"]
-    assert tables.latex(both).count(r"\begin{table}") == 2
+    assert latex(both).count(r"\begin{table}") == 2
 
 
 def test_latex_escapes_and_sets_the_best_in_bold():
-    text = tables.latex(
+    text = latex(
         summary(
             row("2-1", "a&b", 0, "my_data", **scores(20.0, 1.0)),
-            row("2-1", "a&b", 1, "my_data", **scores(20.0, 1.0)),
             row("2-1", "mib", 0, "my_data", **scores(10.0, 2.0)),
-            row("2-1", "mib", 1, "my_data", **scores(10.0, 2.0)),
             row("3-1", "mib", 0, "my_data", **scores(10.0, 2.0)),
-            row("3-1", "mib", 1, "my_data", **scores(10.0, 2.0)),
         )
     )
-    assert r"a\&b & \textbf{20.00 $\pm$ 0.00} & " in text
+    assert r"a\&b & \textbf{20.00} & " in text
     assert r"\caption{my\_data. mIoU (\%)" in text
     assert r"\multicolumn{5}{c}{2-1 (3 steps)} & \multicolumn{5}{c}{3-1 (2 steps)} \\" in text
     assert r"\cmidrule(lr){2-6} \cmidrule(lr){7-11}" in text
@@ -125,8 +134,8 @@ def test_latex_escapes_and_sets_the_best_in_bold():
 
 
 def test_text_lines_up(two_seeds):
-    more = pd.concat([two_seeds, summary(row("offline", "mib", 0, **scores(75.0)))])
-    lines = tables.text(more).splitlines()
+    more = pd.concat([two_seeds.iloc[[0, 2]], summary(row("offline", "mib", 0, **scores(75.0)))])
+    lines = plain(more).splitlines()
     body = [line for line in lines if " | " in line]
     assert len(body) == 5
     assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in body}) == 1
@@ -155,11 +164,12 @@ def test_per_step():
     )
     names = {"dataset": "voc", "scenario": "1-1", "run": "ft", "method": "ft", "init": ""}
     tidy = rows.assign(**names, seed=0, images=5, n_base=1, n_classes=3, n_steps=3)
-    text = tables.per_step(tidy)
+    (table,) = tables.per_step(tidy)
+    text = table_formats.markdown(table)
     assert "| Method | step 0 | step 1 | step 2 |" in text
     assert "| FT | 70.00 | 40.00 | – |" in text
     assert "1 of 3 values are missing" in text
-    assert "| FT | 70.00 | 45.00 | – |" in tables.per_step(tidy, "old")
+    assert "| FT | 70.00 | 45.00 | – |" in table_formats.markdown(*tables.per_step(tidy, "old"))
 
 
 def test_pretty_names():

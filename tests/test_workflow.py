@@ -269,6 +269,69 @@ def test_the_report_has_its_tables_and_figures(finished: Path) -> None:
     assert figures == expected
 
 
+# --- A report of what is there -------------------------------------------------------------
+
+
+def half_finished(folder: Path) -> None:
+    """Take away what the later seeds of a job that still runs would not have made yet."""
+    run = folder / RESULTS / "shapes/10-5"
+    for path in ("mib_awt/seed1", "ewc/seed1/step2", "ewc/seed1/step1", "mib/seed1/step2"):
+        shutil.rmtree(run / path)
+
+
+def test_a_partial_report_takes_what_is_there_and_trains_nothing(changed: Path) -> None:
+    report = changed / RESULTS / "reports"
+    before = {path: path.read_bytes() for path in (report / "tiny").rglob("*") if path.is_file()}
+    half_finished(changed)
+    run = tiny(changed, "tiny_partial", "paper_partial", "--cores", 1, dry=False)
+    assert run.status == 0, run.output
+    jobs = {"table": 1, "figures": 1, "class_figure": 2, "tiny_partial": 1, "paper_partial": 1}
+    assert run.jobs == jobs
+    table = (report / "tiny_partial" / "table.md").read_text()
+    assert "Partial: 7 of 12 evaluations are there." in table
+    assert "| EWC | – | – | – | – | – |" in table
+    assert re.search(r"^\| FT \| \d+\.\d\d \| ", table, re.MULTILINE)
+    assert "- `shapes_10-5_mib`: seed 1: step 2\n" in table
+    assert "- `shapes_10-5_mib_awt`: seed 1: steps 1, 2\n" in table
+    assert "shapes_10-5_ft`" not in table
+    text = (report / "tiny_partial" / "table.txt").read_text()
+    assert "missing: shapes_10-5_ewc: seed 1: steps 1, 2\n" in text
+    figures = {path.stem for path in (report / "tiny_partial/figures/shapes_10-5").glob("*.pdf")}
+    assert figures == {*paths.SCENARIO_FIGURES, "classes_ft", "classes_mib"}
+    # The finished report keeps what it had.
+    assert before == {path: path.read_bytes() for path in before}
+
+    assert tiny(changed, "tiny_partial").jobs == {}
+    (changed / RESULTS / "shapes/10-5/mib/seed1/step1/confusion.csv").unlink()
+    assert tiny(changed, "tiny_partial").jobs["table"] == 1
+
+
+def test_a_partial_report_of_nothing_and_of_one_experiment(changed: Path) -> None:
+    shutil.rmtree(changed / RESULTS / "shapes")
+    run = tiny(changed, "shapes_10-5_mib_partial", "--cores", 1, dry=False)
+    assert run.status == 0, run.output
+    assert run.jobs == {"table": 1, "shapes_10-5_mib_partial": 1}
+    table = (changed / RESULTS / "reports/shapes_10-5_mib_partial/table.md").read_text()
+    assert "| MiB | – | – | – | – | – |" in table
+    assert "- `shapes_10-5_mib`: seed 1: steps 0-2\n" in table
+    # Another spelling of its name has the same report.
+    assert tiny(changed, "shapes_10-5_mib_mib_partial").jobs == {"shapes_10-5_mib_mib_partial": 1}
+
+
+def test_a_partial_report_beside_a_snakemake_that_works_leaves_its_lock(changed: Path) -> None:
+    half_finished(changed)
+    locks = changed / ".snakemake" / "locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text(f"{RESULTS}/shapes/10-5/mib/seed1/step2/model.safetensors")
+    refused = tiny(changed, "tiny_partial", "--cores", 1, dry=False)
+    assert refused.status != 0
+    assert "Error: another Snakemake works in this folder" in refused.output
+    assert "snakemake --nolock tiny_partial" in refused.output
+    done = tiny(changed, "--nolock", "tiny_partial", "--cores", 1, dry=False)
+    assert done.status == 0, done.output
+    assert (locks / "0.output.lock").is_file()
+
+
 # --- What a change reruns ------------------------------------------------------------------
 
 #: from the confusion matrices on

@@ -1,0 +1,221 @@
+"""Published numbers beside ours: which there are, and which of our runs may be compared.
+
+``published.yaml`` holds the numbers, their sources and how they were trained. For a cell there may
+be several: the paper that proposes a run goes first, then other papers' tables, then reruns by
+others; among equals the source that has more of old, new and all, then the order of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ciss import config as configuration
+from ciss import initialisations, methods
+from ciss.config import Config
+from ciss.experiments import Experiment
+
+FILE = Path(__file__).with_name("published.yaml")
+
+#: kinds of a number, in the order in which they are preferred
+KINDS = ("paper", "comparison", "rerun")
+#: where a number comes from, apart from the source: how sure it is
+CONFIDENCES = ("seen", "inferred", "derived")
+
+#: our score for each published one, by whether the background counts
+SCORES = {
+    True: {"old": "old", "new": "new", "all": "all"},
+    False: {"old": "old_without_background", "new": "new", "all": "all_without_background"},
+}
+#: objectives of step 0 that are a plain cross-entropy
+_CROSS_ENTROPY = ("ce", "ce-importance")
+
+
+@dataclass(frozen=True)
+class Number:
+    """The published number that is shown for a cell.
+
+    ``others``: lowest and highest of the other numbers that there are for it, or None.
+    """
+
+    value: float
+    kind: str
+    sources: tuple[str, ...]
+    confidence: str
+    note: str
+    others: tuple[float, float] | None
+
+
+class BaseStep(NamedTuple):
+    """What step 0 should reach: mIoU of base classes and background, in percent."""
+
+    miou: float
+    sd: float
+    source: str
+
+
+class Match(NamedTuple):
+    """What one of our runs is in the papers' terms.
+
+    ``key``: dataset, scenario and run, such as ``voc/15-1/mib_awt``; empty where nothing is
+    published. ``departures``: in what the run was not trained as published, one phrase each.
+    """
+
+    key: str
+    departures: tuple[str, ...]
+
+
+@cache
+def _file() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def version() -> str:
+    """Hash of the file."""
+    return hashlib.sha256(FILE.read_bytes()).hexdigest()[:16]
+
+
+def sources() -> Mapping[str, str]:
+    """What the keys of sources stand for."""
+    found: Mapping[str, str] = _file()["sources"]
+    return found
+
+
+def entries(key: str) -> list[Mapping[str, Any]]:
+    """All that is published of ``dataset/scenario/run``, preferred ones first."""
+    dataset, scenario, run = key.split("/")
+    found = _file()["results"].get(dataset, {}).get(scenario, [])
+    mine = [entry for entry in found if entry["run"] == run]
+    return sorted(mine, key=lambda e: (KINDS.index(_kind(e)), -len(SCORES[True].keys() & e.keys())))
+
+
+def numbers(key: str, background: bool) -> dict[str, Number]:
+    """The numbers to show beside a run: score of ``results.SCORES`` → number.
+
+    ``background``: whether ``old`` and ``all`` count it; only numbers that agree in this are
+    taken.
+    """
+    found = {}
+    alike = [entry for entry in entries(key) if entry.get("background", True) == background]
+    for name, score in SCORES[background].items():
+        having = [entry for entry in alike if name in entry]
+        if having:
+            first, *rest = having
+            values = [float(entry[name]) for entry in rest]
+            found[score] = Number(
+                float(first[name]),
+                _kind(first),
+                tuple(first["sources"]),
+                first.get("confidence", CONFIDENCES[0]),
+                first.get("note", ""),
+                (min(values), max(values)) if values else None,
+            )
+    return found
+
+
+def base_step(key: str) -> BaseStep:
+    """What is published of step 0: ``key`` is a data set and its base classes, ``voc/15``."""
+    dataset, base = key.split("/")
+    return BaseStep(**_file()["base_steps"][dataset][int(base)])
+
+
+def match(config: Config, experiment: Experiment) -> Match:
+    """Find what is published of an experiment, and in what it was not trained as published."""
+    kind = configuration.dataset_entry(config, experiment.dataset)["kind"]
+    scenario = experiment.scenario
+    run = experiment.method.kind
+    if experiment.init.kind != methods.describe(run).default_init:
+        run = f"{run}_{experiment.init.kind}"
+    key = f"{kind}/{scenario.name}/{run}"
+    if not entries(key):
+        return Match("", ())
+    departures = [*_departures_base(config, experiment, kind)]
+    if scenario.increment:
+        departures += _departures_later(config, experiment, kind)
+    return Match(key, tuple(dict.fromkeys(departures)))
+
+
+def match_base(config: Config, experiment: Experiment) -> Match:
+    """Find what is published of an experiment's step 0: the key is as in ``base_step``."""
+    kind = configuration.dataset_entry(config, experiment.dataset)["kind"]
+    # The name of a step 0 that is overlapped and in the data set's own order is its number alone.
+    base = experiment.scenario.track(0)
+    known = base.isdecimal() and int(base) in _file()["base_steps"].get(kind, {})
+    if not known or experiment.objective not in _CROSS_ENTROPY:
+        return Match("", ())
+    return Match(f"{kind}/{base}", _departures_base(config, experiment, kind))
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    kind: str = entry.get("kind", "comparison")
+    return kind
+
+
+def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
+    """In what step 0 departs from the published training."""
+    ours = configuration.settings(config, experiment.dataset)
+    found = []
+    if configuration.dataset_entry(config, experiment.dataset).get("classes") is not None:
+        found.append(f"datasets.{experiment.dataset}.classes are others")
+    expected = _file()["settings"]
+    found += _differences(ours, {**expected, "recipe": _phase(expected, kind, "base")})
+    return tuple(found)
+
+
+def _departures_later(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
+    """In what the steps after step 0 depart."""
+    ours = configuration.settings(config, experiment.dataset, experiment.scenario)
+    found = _differences(ours, {"recipe": _phase(_file()["settings"], kind, "later")})
+    preset = configuration.preset_settings(config, experiment.dataset, experiment.scenario)
+    method, init = experiment.method, experiment.init
+    own = _file()["scenarios"].get(kind, {}).get(experiment.scenario.name, {})
+    for section, variant, registry in (
+        ("methods", method, methods),
+        ("initialisations", init, initialisations),
+    ):
+        expected = {
+            **registry.describe(variant.kind).defaults,
+            **preset.get(section, {}).get(variant.kind, {}),
+            **(own.get(variant.kind, {}) if section == "initialisations" else {}),
+        }
+        found += _differences({variant.name: variant.options}, {variant.name: expected}, section)
+    return tuple(found)
+
+
+def _phase(expected: Mapping[str, Any], kind: str, phase: str) -> dict[str, Any]:
+    """The published recipe as far as it decides one phase: ``base`` or ``later``."""
+    recipe = dict(expected["recipe"])
+    phases = {name: recipe.pop(name) for name in ("base", "later")}
+    return {**recipe, phase: {**phases[phase], "epochs": _file()["epochs"][kind]}}
+
+
+def _differences(
+    ours: Mapping[str, Any], expected: Mapping[str, Any], where: str = ""
+) -> list[str]:
+    """Name the settings of ``expected`` that are otherwise in ``ours``."""
+    found = []
+    for name, value in expected.items():
+        here = f"{where}.{name}" if where else name
+        mine = ours.get(name)
+        if isinstance(value, Mapping):
+            found += _differences(mine or {}, value, here)
+        elif not _agrees(mine, value):
+            wanted = " or ".join(map(str, value)) if isinstance(value, list) else value
+            found.append(f"{here} is {mine} (published: {wanted})")
+    return found
+
+
+def _agrees(mine: Any, published: Any) -> bool:
+    if isinstance(published, list):
+        return mine in published
+    # The published weights may lie in a file of the user's own.
+    return mine == published or (
+        published == "published" and Path(str(mine)).name.startswith("resnet101_iabn_sync")
+    )

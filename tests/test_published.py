@@ -1,0 +1,380 @@
+"""Published numbers: what the file holds, which are chosen, and what they may stand beside."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import REPOSITORY
+
+from ciss import comparison, published, reports, results, table_formats, tables
+from ciss import config as configuration
+from ciss.config import checked, merged
+from ciss.experiments import matrix_experiments, parse_experiment
+from ciss.reports import ReportedRun
+
+DEFAULTS: dict[str, Any] = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+FILE: dict[str, Any] = yaml.safe_load(published.FILE.read_text())
+ENTRIES = [
+    (dataset, scenario, entry)
+    for dataset, scenarios in FILE["results"].items()
+    for scenario, entries in scenarios.items()
+    for entry in entries
+]
+KEYS = sorted({f"{dataset}/{scenario}/{entry['run']}" for dataset, scenario, entry in ENTRIES})
+CLASSES = {"voc": 20, "ade": 150, "cityscapes": 19}
+
+
+def match(name: str, **change: Any) -> published.Match:
+    config = checked(merged(DEFAULTS, change))
+    return published.match(config, parse_experiment(config, name))
+
+
+def match_base(name: str, **change: Any) -> published.Match:
+    config = checked(merged(DEFAULTS, change))
+    return published.match_base(config, parse_experiment(config, name))
+
+
+# --- The file ------------------------------------------------------------------------------
+
+
+def test_every_entry_is_complete_and_names_its_sources() -> None:
+    fields = {"run", "old", "new", "all", "background", "kind", "sources", "confidence", "note"}
+    used = {row["source"] for steps in FILE["base_steps"].values() for row in steps.values()}
+    for *_, entry in ENTRIES:
+        assert entry.keys() <= fields, entry
+        assert entry.keys() & {"old", "new", "all"}, entry
+        assert all(0 <= entry[name] <= 100 for name in ("old", "new", "all") if name in entry)
+        assert entry.get("kind", "comparison") in published.KINDS
+        assert entry.get("confidence", "seen") in published.CONFIDENCES
+        # What was computed says how.
+        assert entry.get("confidence") != "derived" or "note" in entry
+        used |= set(entry["sources"])
+    assert used == FILE["sources"].keys()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_an_experiment_or_a_method_to_come(key: str) -> None:
+    dataset, scenario, run = key.split("/")
+    config = checked(DEFAULTS)
+    if run.startswith("ssul") and "ssul" not in published.methods.names():
+        run = "ft"
+    assert parse_experiment(config, f"{dataset}_{scenario}_{run}").scenario.name == scenario
+
+
+@pytest.mark.parametrize("case", ENTRIES, ids=lambda case: "-".join(map(str, case[:2])))
+def test_old_new_and_all_agree_with_the_count_of_the_background(case: Any) -> None:
+    dataset, scenario, entry = case
+    if not {"old", "new", "all"} <= entry.keys() or "do not agree" in entry.get("note", ""):
+        return
+    base = int(scenario.partition("-")[0]) + entry.get("background", True)
+    new = CLASSES[dataset] - int(scenario.partition("-")[0])
+    mean = (base * entry["old"] + new * entry["new"]) / (base + new)
+    # One decimal may be all that was printed of each of the three.
+    assert mean == pytest.approx(entry["all"], abs=0.1), entry
+
+
+def test_the_published_recipe_is_our_default() -> None:
+    config = checked(DEFAULTS)
+    ours = [e for name in config["paper"] for e in matrix_experiments(config, name)]
+    matches = [published.match(config, experiment) for experiment in ours]
+    assert {match.departures for match in matches} == {()}
+    # Of the paper's matrices, so many have numbers to be compared with.
+    assert sum(bool(match.key) for match in matches) >= 45
+    assert {key.partition("/")[0] for key, _ in matches if key} == {"voc", "ade", "cityscapes"}
+
+
+# --- Which number is shown -----------------------------------------------------------------
+
+
+def test_the_paper_that_proposes_a_run_goes_first_then_tables_then_reruns() -> None:
+    plop = published.numbers("voc/15-1/plop", background=True)["all"]
+    assert (plop.value, plop.kind) == (54.64, "paper")
+    assert plop.others == (49.7, 56.2)
+    assert plop.sources[0] == "CFSSeg"
+    # Seen in others' tables only: a whole row before single values, then the order of the file.
+    mib = published.numbers("voc/15-5/mib", background=True)
+    assert {score: number.value for score, number in mib.items()} == {
+        "old": 75.3,
+        "new": 48.68,
+        "all": 68.96,
+    }
+    assert mib["all"].others == (70.0, 70.2)
+    # Nothing but a rerun.
+    assert published.numbers("voc/15-1/mib_random", background=True)["all"].kind == "rerun"
+
+
+def test_numbers_with_and_without_the_background_are_never_mixed() -> None:
+    with_it = published.numbers("voc/15-1/mib", background=True)
+    without = published.numbers("voc/15-1/mib", background=False)
+    assert (with_it["old"].value, with_it["all"].value) == (34.22, 29.29)
+    assert without["old_without_background"].value == 35.1
+    assert without["all_without_background"].value == 29.7
+    assert without.keys().isdisjoint({"old", "all"})
+    # A rerun that leaves the background out is no rerun of the number that counts it.
+    assert without["all_without_background"].others == (35.16, 35.16)
+    assert published.numbers("voc/15-5/ewc", background=True) == {}
+
+
+def test_nothing_published_is_nothing() -> None:
+    assert published.entries("shapes/10-5/mib") == []
+    assert published.numbers("voc/15-1/pi", background=True) == {}
+
+
+# --- Which runs may be compared ------------------------------------------------------------
+
+
+def test_a_run_is_found_by_what_it_is_not_by_what_it_is_called() -> None:
+    assert match("voc_15-1_mib_awt") == published.Match("voc/15-1/mib_awt", ())
+    assert match("voc_15-1_mib_mib").key == "voc/15-1/mib"
+    assert match("voc_15-1-disjoint_plop").key == "voc/15-1-disjoint/plop"
+    assert match("voc_offline_ft").key == "voc/offline/ft"
+    # Another name for the same options.
+    same = match("voc_15-1_mine_awt", methods={"mine": {"method": "mib", "distillation": 10}})
+    assert same == published.Match("voc/15-1/mib_awt", ())
+    per_class = match("ade_100-50_mib_awt-perclass")
+    assert per_class == published.Match("ade/100-50/mib_awt", ())
+
+
+def test_what_is_not_published_has_no_key() -> None:
+    for name in ("voc_15-1_plop_awt", "voc_15-1a_mib", "voc_17-1_mib", "shapes_10-5_mib"):
+        assert match(name) == published.Match("", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("voc_15-1_mib", {"recipe": {"batch": 12}}, "recipe.batch is 12 (published: 24)"),
+        (
+            "voc_15-1_mib",
+            {"recipe": {"later": {"epochs": 3}}},
+            "recipe.later.epochs is 3 (published: 30)",
+        ),
+        (
+            "ade_100-50_mib",
+            {"datasets": {"ade": {"recipe": {"base": {"epochs": 30}}}}},
+            "recipe.base.epochs is 30 (published: 60)",
+        ),
+        (
+            "voc_15-1_mib",
+            {"model": {"backbone": "resnet50", "norm": "bn", "weights": "torchvision"}},
+            "model.backbone is resnet50 (published: resnet101)",
+        ),
+        ("voc_15-1_mib", {"evaluation": {"mode": "full"}}, "evaluation.mode is full"),
+        (
+            "voc_15-1_mib",
+            {"methods": {"mib": {"distillation": 100}}},
+            "methods.mib.distillation is 100.0 (published: 10.0)",
+        ),
+        (
+            "voc_15-1_mib_awt",
+            {"initialisations": {"awt": {"fraction": 0.5}}},
+            "initialisations.awt.fraction is 0.5 (published: 0.25)",
+        ),
+        ("ade_100-5_mib_awt-perclass", {}, "grouping is per_class (published: joint)"),
+        (
+            "voc_15-1_mib",
+            {"datasets": {"voc": {"scenarios": {"15-1": {"recipe": {"later": {"lr": 0.01}}}}}}},
+            "recipe.later.lr is 0.01 (published: 0.001)",
+        ),
+    ],
+)
+def test_a_run_that_was_not_trained_as_published_says_why(
+    name: str, change: dict[str, Any], words: str
+) -> None:
+    departures = match(name, **change).departures
+    assert any(words in departure for departure in departures), departures
+
+
+def test_what_changes_no_result_is_no_departure() -> None:
+    change = {
+        "runtime": {"workers": 0},
+        "evaluation": {"batch": 2},
+        "model": {"weights": "/data/resnet101_iabn_sync.pth.tar"},
+        "recipe": {"precision": "fp32"},
+    }
+    assert match("voc_15-1_mib", **change).departures == ()
+    # A setting of another scenario or data set does not matter either.
+    other = {"datasets": {"ade": {"recipe": {"later": {"lr": 0.5}}}}}
+    assert match("voc_15-1_mib", **other).departures == ()
+
+
+def test_the_mib_presets_constants_are_published_too() -> None:
+    config = checked({**DEFAULTS, "preset": "mib"})
+    mib = parse_experiment(config, "voc_15-1_mib")
+    assert mib.method.options["distillation"] == 100
+    assert published.match(config, mib) == published.Match("voc/15-1/mib", ())
+    config = checked(merged({**DEFAULTS, "preset": "mib"}, {"recipe": {"batch": 8}}))
+    assert len(published.match(config, mib).departures) == 1
+
+
+def test_other_classes_of_a_data_set_are_not_the_published_ones() -> None:
+    names = configuration.dataset(checked(DEFAULTS), "voc").classes[1:]
+    change = {"datasets": {"voc": {"classes": [*reversed(names)]}}}
+    assert match("voc_15-1_mib", **change).departures == ("datasets.voc.classes are others",)
+    assert match_base("voc_15-1_mib", **change).departures == ("datasets.voc.classes are others",)
+
+
+# --- Step 0 --------------------------------------------------------------------------------
+
+
+def test_step_0_is_compared_where_it_is_a_cross_entropy_on_the_published_classes() -> None:
+    assert match_base("voc_15-1_mib") == published.Match("voc/15", ())
+    assert match_base("voc_15-5_ewc") == published.Match("voc/15", ())
+    assert match_base("ade_50-50_ft").key == "ade/50"
+    for name in ("voc_15-1_lwf-mc", "voc_15-1-disjoint_mib", "voc_15-1a_mib", "voc_10-1_mib"):
+        assert match_base(name) == published.Match("", ())
+    # Later steps do not change it.
+    assert match_base("voc_15-1_mib", recipe={"later": {"lr": 1}}).departures == ()
+    assert match_base("voc_15-1_mib", recipe={"base": {"lr": 1}}).departures != ()
+
+
+def tidy(ious: dict[tuple[str, int], float]) -> pd.DataFrame:
+    """Step 0 of VOC 15-1 in which each class has the same IoU, by run and seed."""
+    rows = [
+        ("voc", "15-1", run, run, "", seed, 0, i, f"c{i}", 0, iou, 5, 15, 20, 6)
+        for (run, seed), iou in ious.items()
+        for i in range(16)
+    ]
+    head = [*results.KEYS, "step", "class_index", "class_name", "learned_at", "iou", "images"]
+    return pd.DataFrame(rows, columns=[*head, *results.PROTOCOL])
+
+
+STEP_0_OF = {("voc", "15-1", run): "voc/15/ce" for run in ("ft", "mib")}
+
+
+@pytest.mark.parametrize(
+    ("iou", "reached"),
+    [(80.4, True), (79.6, True), (81.2, True), (79.59, False), (81.21, False), (60.0, False)],
+)
+def test_the_gate_of_step_0(iou: float, reached: bool) -> None:
+    table = comparison.base_steps(tidy({("ft", 1): iou}), STEP_0_OF, {"voc/15/ce": "voc/15"})
+    assert table["reached"].tolist() == [reached]
+    said = comparison.say_missed(table)
+    if reached:
+        assert said == []
+    else:
+        assert said == [
+            f"Step 0 of voc/15/ce has {iou:.2f}, not 80.4 ± 0.8 (MiB-issue-19): look at it before "
+            "comparing."
+        ]
+
+
+def test_a_shared_step_0_is_compared_once_for_each_seed() -> None:
+    shared = tidy({(run, seed): 80.0 + seed for run in ("ft", "mib") for seed in (0, 1, 2)})
+    table = comparison.base_steps(shared, STEP_0_OF, {"voc/15/ce": "voc/15"})
+    assert table["seed"].tolist() == [0, 1, 2]
+    assert comparison.say_missed(table)[0].startswith("Step 0 of voc/15/ce has 82.00, not")
+    assert comparison.base_steps(shared, STEP_0_OF, {}).empty
+    assert comparison.say_missed(comparison.base_steps(shared, STEP_0_OF, {})) == []
+
+
+# --- Ours beside them ----------------------------------------------------------------------
+
+RUNS = [
+    ReportedRun("voc", "15-1", "plop", "", (16, 1, 1, 1, 1, 1), "15/ce"),
+    ReportedRun("voc", "15-1", "mib", "", (16, 1, 1, 1, 1, 1), "15/ce"),
+    ReportedRun("voc", "15-1", "mib", "awt", (16, 1, 1, 1, 1, 1), "15/ce"),
+    ReportedRun("voc", "15-1", "pi", "", (16, 1, 1, 1, 1, 1), "15/ce-importance"),
+]
+BESIDE = {f"voc_15-1_{run.run}": f"voc/15-1/{run.run}" for run in RUNS[:3]}
+
+
+def summary(seeds: int) -> pd.DataFrame:
+    """PLOP and MiB have all seeds, MiB + AWT has nothing yet, PI no published number."""
+    made = reports.summary_of_all(reports.tidy_table([]), RUNS, range(seeds))
+    for run, value in (("plop", 60.0), ("mib", 30.0), ("pi", 10.0)):
+        mine = made["run"] == run
+        for score in results.SCORES:
+            made.loc[mine, score] = [value + 2 * seed for seed in range(seeds)]
+    return made
+
+
+def test_differences_are_to_the_mean_over_seeds() -> None:
+    distances = comparison.distances(summary(3), BESIDE).set_index(["run", "score", "background"])
+    plop = distances.loc[("plop", "all", True)]
+    assert (plop["ours"], plop["sd"], plop["seeds"]) == (62.0, 2.0, 3)
+    assert plop["difference"] == pytest.approx(62 - 54.64)
+    assert plop["others_lowest"] == 49.7
+    # Each with its like: 30 beside 34.22 with the background and 35.1 without.
+    for score, background, value in (
+        ("old", True, 34.22),
+        ("new", True, 13.5),
+        ("old_without_background", False, 35.1),
+        ("new", False, 13.5),
+    ):
+        assert distances.loc[("mib", score, background), "difference"] == pytest.approx(32 - value)
+    awt = distances.loc[("mib_awt", "all", True)]
+    assert (awt["published"], awt["seeds"]) == (49.1, 0)
+    assert math.isnan(awt["difference"])
+    assert "pi" not in distances.index.get_level_values("run")
+
+
+def test_the_table_beside_published_numbers() -> None:
+    (table,) = tables.beside_published(comparison.distances(summary(3), BESIDE))
+    text = table_formats.markdown(table)
+    assert "### Pascal VOC 2012 15-1, beside published numbers" in text
+    head = "| Method | 0-15: ours | published | difference | 16-20: ours | published | difference |"
+    assert head in text
+    assert "| PLOP | 62.00 ± 2.00 | 65.12 | -3.12 | 62.00 ± 2.00 | 21.11 | +40.89 |" in text
+    assert "| MiB + AWT | – | 59.1 | – | – | 17.2 | – | – | 49.1 | – | CFSSeg |" in text
+    assert re_found(text, r"^\| MiB \| .*34\.22 .*\| 29\.29 .*\| CFSSeg \|$")
+    assert re_found(text, r"^\| MiB \(background left out\) \| .*35\.1 .*\| 29\.7 .*\| DKD \|$")
+    assert "PI" not in text
+    assert "†" not in text
+
+
+def re_found(text: str, pattern: str) -> bool:
+    return re.search(pattern, text, re.MULTILINE) is not None
+
+
+def test_what_was_not_printed_so_is_marked_and_its_sources_are_told_apart() -> None:
+    run = ReportedRun("ade", "100-50", "mib", "awt", (101, 50), "100/ce")
+    made = reports.summary_of_all(reports.tidy_table([]), [run], [1])
+    made[results.SCORES] = 40.0
+    distances = comparison.distances(made, {"ade_100-50_mib_awt": "ade/100-50/mib_awt"})
+    (table,) = tables.beside_published(distances)
+    text = table_formats.markdown(table)
+    assert "| 40.9 † | -0.90 | 40.00 | 24.9 † | +15.10 | 40.00 | 35.6 | +4.40 |" in text
+    assert "| old, new: AWT-best; all: AWT-results |" in text
+    assert "inferred or derived" in text
+
+
+def test_the_distance_report_has_a_line_for_each_cell() -> None:
+    distances = comparison.distances(summary(1), BESIDE)
+    steps = comparison.base_steps(tidy({("ft", 1): 70.0}), STEP_0_OF, {"voc/15/ce": "voc/15"})
+    text = tables.distance_report(distances, steps, {"voc_15-1_ft": "recipe.batch is 12"})
+    lines = text.splitlines()
+    assert sum(line.startswith(r"| voc\_15-1\_") for line in lines) == len(distances) == 15
+    assert "12 of 15 published cells have a result of ours" in text
+    assert "the largest in voc_15-1_plop new (+38.89)" in text
+    assert "| voc/15/ce seed 1 | 70.00 | 80.4 ± 0.8 | -10.40 | NO | MiB-issue-19 |" in text
+    assert (
+        r"| voc\_15-1\_mib | 1-15 | 30.00 | 35.1 | -5.10 | 42.15 | DKD, MiB-issue-22 | paper |"
+        in text
+    )
+    assert r"| voc\_15-1\_plop | 0-20 | 60.00 | 54.64 | +5.36 | 49.7-56.2 | CFSSeg," in text
+    assert "- `voc_15-1_ft`: recipe.batch is 12" in text
+    for key in ("CFSSeg", "DKD", "MiB-issue-19"):
+        assert f"- `{key}`: " in text
+    assert "- `cssegmentation`" not in text
+
+
+def test_without_published_numbers_there_are_no_tables_and_one_sentence() -> None:
+    distances = comparison.distances(summary(1), {})
+    assert tables.beside_published(distances) == []
+    steps = comparison.base_steps(tidy({("ft", 1): 70.0}), STEP_0_OF, {})
+    assert tables.distance_report(distances, steps, {}) == (
+        "# Distance to the papers\n\nNothing is published of these experiments.\n"
+    )
+
+
+def test_a_report_of_which_nothing_is_there_yet() -> None:
+    nothing = reports.summary_of_all(reports.tidy_table([]), RUNS, [1])
+    distances = comparison.distances(nothing, BESIDE)
+    said = comparison.say_overall(distances)
+    assert said == "None of 15 published cells has a result of ours yet."
