@@ -11,8 +11,9 @@ rule paper:
 rule paper_partial:
     input:
         lambda wildcards: [
-            report_files(f"{name}{ciss.config.PARTIAL}")
+            path
             for name in CONFIG.get("paper", [])
+            for path in report_files(f"{name}{ciss.config.PARTIAL}")
         ],
 
 
