@@ -17,6 +17,9 @@ def main(arguments: argparse.Namespace) -> None:
     if not table.is_file():
         raise CissError(f"there is no report in {arguments.report}: {table} is missing")
     print(table.read_text(encoding="utf-8"))
+    distance = arguments.report / "distance.csv"
+    if distance.is_file() and len(distance.read_text(encoding="utf-8").splitlines()) > 1:
+        print(f"Each cell's distance to the papers: {distance.with_suffix('.md')}")
     print("Figures (each also as PNG):")
     for path in sorted(arguments.report.glob("figures/*/*.pdf")):
         print(f"  {path}")
