@@ -161,9 +161,11 @@ def _kind(entry: Mapping[str, Any]) -> str:
 def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
     """In what step 0 departs from the published training."""
     ours = configuration.settings(config, experiment.dataset)
-    found = []
-    if configuration.dataset_entry(config, experiment.dataset).get("classes") is not None:
-        found.append(f"datasets.{experiment.dataset}.classes are others")
+    entry = configuration.dataset_entry(config, experiment.dataset)
+    where = f"datasets.{experiment.dataset}"
+    found = [f"{where}.classes are others"] if entry.get("classes") is not None else []
+    expected = _file()["dataset"]
+    found += _differences({key: entry.get(key, expected[key]) for key in expected}, expected, where)
     expected = _file()["settings"]
     found += _differences(ours, {**expected, "recipe": _phase(expected, kind, "base")})
     return tuple(found)

@@ -133,14 +133,16 @@ def _latex_caption(table: Table, part: int, parts: int) -> str:
 
 def _latex_float(panel: Table, caption: str) -> str:
     columns = "l" + "".join(" " + "r" * len(heads) for _, heads in panel.groups)
-    titles, rules, heads = [], [], []
+    titles: list[str] = []
+    rules: list[str] = []
+    heads: list[str] = []
     column = 2
     for group, group_heads in panel.groups:
         width = len(group_heads)
-        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape_latex(group)}}}")
+        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex_ranges(group)}}}")
         if group:
             rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
-        heads += [_escape_latex(re.sub(r"(?<=\d)-(?=\d)", "–", head)) for head in group_heads]
+        heads += map(_latex_ranges, group_heads)
         column += width
     lines = [
         r"\begin{table}",
@@ -207,6 +209,7 @@ _LATEX = {
     ">": r"$>$",
     "|": r"$|$",
     "±": r"$\pm$",
+    "−": "$-$",
     "†": r"$\dagger$",
     "–": "--",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -214,4 +217,11 @@ _LATEX = {
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    # A number's sign is no hyphen.
+    signed = re.sub(r"^-(?=\d)", "−", text)
+    return "".join(_LATEX.get(character, character) for character in signed)
+
+
+def _latex_ranges(head: str) -> str:
+    """Escape a head of classes: ``0-15`` is a range, the scenario ``15-1`` a name."""
+    return re.sub(r"^(\d+)-(?=\d+$)", r"\1--", _escape_latex(head))

@@ -79,14 +79,14 @@ def beside_published(distances: pd.DataFrame, digits: int = 2) -> list[Table]:
             }
             shown = [text for score in heads for text in _beside(found.get(score), digits)]
             shown.append(_sources(found))
-            name += "" if background else " (background left out)"
+            name += "" if background else ", no background"
             rows.append((name, tuple(map(Cell, shown))))
         tables.append(
             Table(
                 f"{_dataset_name(str(dataset))} {scenario}, beside published numbers",
                 _BESIDE + (_NOT_SEEN if (group["confidence"] != "seen").any() else ""),
                 (
-                    *((head, ("ours", "published", "difference")) for head in heads.values()),
+                    *((head, ("ours", "publ.", "diff.")) for head in heads.values()),
                     ("", ("source",)),
                 ),
                 tuple(rows),

@@ -175,6 +175,12 @@ def test_what_is_not_published_has_no_key() -> None:
             {"initialisations": {"awt": {"fraction": 0.5}}},
             "initialisations.awt.fraction is 0.5 (published: 0.25)",
         ),
+        (
+            "cityscapes_14-1_mib_awt",
+            {"datasets": {"cityscapes": {"background": "ignore"}}},
+            "datasets.cityscapes.background is ignore (published: unlabelled)",
+        ),
+        ("voc_15-1_mib", {"datasets": {"voc": {"subset": True}}}, "datasets.voc.subset is True"),
         ("ade_100-5_mib_awt-perclass", {}, "grouping is per_class (published: joint)"),
         (
             "voc_15-1_mib",
@@ -318,12 +324,12 @@ def test_the_table_beside_published_numbers() -> None:
     (table,) = tables.beside_published(comparison.distances(summary(3), BESIDE))
     text = table_formats.markdown(table)
     assert "### Pascal VOC 2012 15-1, beside published numbers" in text
-    head = "| Method | 0-15: ours | published | difference | 16-20: ours | published | difference |"
+    head = "| Method | 0-15: ours | publ. | diff. | 16-20: ours | publ. | diff. | all: ours |"
     assert head in text
     assert "| PLOP | 62.00 ± 2.00 | 65.12 | -3.12 | 62.00 ± 2.00 | 21.11 | +40.89 |" in text
     assert "| MiB + AWT | – | 59.1 | – | – | 17.2 | – | – | 49.1 | – | CFSSeg |" in text
     assert re_found(text, r"^\| MiB \| .*34\.22 .*\| 29\.29 .*\| CFSSeg \|$")
-    assert re_found(text, r"^\| MiB \(background left out\) \| .*35\.1 .*\| 29\.7 .*\| DKD \|$")
+    assert re_found(text, r"^\| MiB, no background \| .*35\.1 .*\| 29\.7 .*\| DKD \|$")
     assert "PI" not in text
     assert "†" not in text
 

@@ -125,6 +125,15 @@ def test_latex_compiles(tmp_path: Path) -> None:
     compile_latex("\n".join(map(table_formats.latex, TABLES.values())), tmp_path)
 
 
+def test_ranges_and_signs_are_no_hyphens() -> None:
+    groups = (("0-15", ("ours", "diff.")), ("15-1 (6 steps)", ("16-20",)))
+    row = ("a-b", (Cell("1.0"), Cell("-2.5"), Cell("3-4")))
+    source = table_formats.latex(Table("t", "c", groups, (row,)))
+    assert r"{0--15} & \multicolumn{1}{c}{15-1 (6 steps)}".replace("\\\\", "\\") in source
+    assert "ours & diff. & 16--20" in source
+    assert r"a-b & 1.0 & $-$2.5 & 3-4 \\".replace("\\\\", "\\") in source
+
+
 def test_latex_of_results_beside_published_numbers_compiles(tmp_path: Path) -> None:
     cell = dict.fromkeys(comparison.CELL) | {
         "dataset": "voc",
