@@ -21,9 +21,8 @@ sys.path.insert(0, str(workflow.basedir))
 import ciss.config
 import ciss.fingerprint
 import ciss.prepare
-from ciss import examples, experiments, methods, paths
 import ciss.published
-from ciss import experiments, methods, paths
+from ciss import examples, experiments, methods, paths
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name
