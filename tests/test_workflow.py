@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from helpers import REPOSITORY, copy_project, in_browser, run_python
 
@@ -27,7 +28,7 @@ from ciss import config as configuration
 from ciss import experiments, paths
 from ciss.checkpoint import load_model
 from ciss.datasets.shapes import generate
-from ciss.metrics import read_confusion
+from ciss.metrics import read_confusion, write_confusion
 from ciss.results import read_table
 
 pytestmark = pytest.mark.workflow
@@ -330,6 +331,43 @@ def test_a_partial_report_beside_a_snakemake_that_works_leaves_its_lock(changed:
     done = tiny(changed, "--nolock", "tiny_partial", "--cores", 1, dry=False)
     assert done.status == 0, done.output
     assert (locks / "0.output.lock").is_file()
+
+
+def test_published_numbers_stand_beside_a_run_that_was_trained_as_published(
+    clone: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(clone, tmp_path / "clone", symlinks=True)
+    config = configuration.read_config(folder / "config.yaml")
+    experiment = experiments.parse_experiment(config, "voc_15-1_mib")
+    names = configuration.dataset(config, "voc").classes
+    for step, n in enumerate((16, 17, 18, 19, 20, 21)):
+        # Each class has a third of its pixels called as the next one: IoU 50.
+        matrix = 2 * torch.eye(n).long() + torch.eye(n).long().roll(1, 1)
+        path = folder / "results" / paths.artifact(paths.CONFUSION, experiment, 1, step)
+        write_confusion(path, matrix, names[:n], {"images": 1})
+        path.with_name("history.csv").write_text("epoch,iou_new\n1,5.0\n")
+    run = snakemake(folder, "--cores", 1, "voc_15-1_mib_partial")
+    assert run.status == 0, run.output
+    report = folder / "results/reports/voc_15-1_mib_partial"
+    table = (report / "table.md").read_text()
+    assert "| MiB | 50.00 | 34.22 | +15.78 | 50.00 | 13.5 | +36.50 | 50.00 | 29.29 |" in table
+    assert "| MiB, no background | 50.00 | 35.1 | +14.90 |" in table
+    assert "Partial" not in table
+    missed = "Step 0 of voc/15/ce has 50.00, not 80.4 ± 0.8"
+    for path in (report / "table.tex", report / "logs/table.log"):
+        assert missed.replace("±", r"$\pm$" if path.suffix == ".tex" else "±") in path.read_text()
+    assert "| voc/15/ce seed 1 | 50.00 | 80.4 ± 0.8 |" in (report / "distance.md").read_text()
+    assert "Distance to the papers" in (report / "tables.html").read_text()
+    shown = run_python(folder / "workflow_scripts/show_report.py", report, cwd=folder)
+    assert f"distance to the papers: {report / 'distance.md'}" in shown.stdout
+
+    # A run of another recipe is not compared, and its report says why.
+    change = ("--config", "recipe={batch: 12}")
+    run = snakemake(folder, "--cores", 1, "voc_15-1_mib_partial", *change)
+    assert run.jobs["table"] == 1
+    assert "published" not in (report / "table.md").read_text()
+    distance = (report / "distance.md").read_text()
+    assert "- `voc_15-1_mib`: recipe.batch is 12 (published: 24)" in distance
 
 
 # --- What a change reruns ------------------------------------------------------------------

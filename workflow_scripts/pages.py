@@ -12,7 +12,7 @@ import pandas as pd
 import repository  # noqa: F401
 import yaml
 
-from ciss import jobs, metrics, pages, paths, results, scripting
+from ciss import comparison, jobs, metrics, pages, paths, results, scripting
 from ciss.files import write_text
 from ciss.reports import ReportedRun, add_run_flags, runs_from
 from ciss.runtime import source_revision
@@ -60,7 +60,30 @@ def tables_page(folder: Path, report: str) -> str:
         parts += [pages.heading(title), pages.table(shown, errors)]
         mine = tidy[(tidy["dataset"] == dataset) & (tidy["scenario"] == scenario)]
         parts += [pages.heading(f"{title}: IoU of each class"), pages.table(by_class(mine))]
-    return pages.page(f"Tables of {report}", *parts)
+    return pages.page(f"Tables of {report}", *parts, *beside_published(folder))
+
+
+def beside_published(folder: Path) -> list[str]:
+    """Every cell that something is published of, ours and its distance; nothing where none is."""
+    distances = results.read_table(folder / "distance.csv")
+    if distances.empty:
+        return []
+    shown = pd.DataFrame({"method": [*map(pretty_name, distances["method"], distances["init"])]})
+    shown["experiment"] = distances[["dataset", "scenario", "run"]].agg("_".join, axis=1)
+    shown["score"] = distances["score"].str.replace("_", " ")
+    names = ["ours", "sd", "seeds", "published", "difference", "others_lowest", "others_highest"]
+    shown[names] = distances[names]
+    shown[["sources", "kind", "confidence", "note"]] = distances[
+        ["sources", "kind", "confidence", "note"]
+    ].fillna("")
+    shown = shown.rename(columns=lambda name: name.replace("_", " "))
+    return [
+        pages.heading("Distance to the papers"),
+        pages.paragraph(
+            f"{comparison.say_overall(distances)} Step 0 and what the sources are: distance.md."
+        ),
+        pages.table(shown, {"ours": "sd"}),
+    ]
 
 
 def by_class(tidy: pd.DataFrame) -> pd.DataFrame:
