@@ -174,7 +174,7 @@ def models_table(runs: list[ReportedRun], arguments: argparse.Namespace) -> pd.D
                     "options": "  ".join(f"{name}={value}" for name, value in options.items()),
                     "source": about.get("source", ""),
                 }
-    return pd.DataFrame([*rows.values()])
+    return pd.DataFrame([*rows.values()], columns=None if rows else ["model", "source"])
 
 
 if __name__ == "__main__":
