@@ -29,18 +29,59 @@ EPS = 1e-5
 SLOPE = 0.01
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose gradient is the all-reduce of the gradients."""
+class _SynchronisedBatchNorm(torch.autograd.Function):
+    """Batch norm with the mean and variance of the batch that all processes hold together.
+
+    The same values and gradients as one process with the whole batch would have, whatever the
+    processes' shares: one exchange of 2 C + 1 numbers forward and of 2 C backward, and nothing
+    kept for the backward pass but the input. All processes compute the same statistics, bit for
+    bit, so that their running ones stay equal.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+    ) -> Tensor:
+        channels = input.shape[1]
+        # Statistics in float32 at least, whatever the precision of the forward pass.
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        count = mean.new_full((1,), input.numel() // channels)
+        own = torch.cat([mean, variance, count])
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, own)
+        means, variances, counts = torch.stack(everyone).split([channels, channels, 1], 1)
+        total = counts.sum()
+        shares = counts / total
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0)
+        unbiased = variance * (total / (total - 1).clamp(min=1))
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_(unbiased.to(running_var), momentum)
+        ctx.save_for_backward(input, scale, mean, variance, total)
+        return F.batch_norm(input, mean, variance, scale, shift, eps=EPS)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _SumOverProcesses.apply(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, scale, mean, variance, total = ctx.saved_tensors
+        # As if the statistics were constants; then what flows through them.
+        direct, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], input, scale, mean, variance, None, None, False, EPS, [True] * 3
+        )
+        sums = torch.cat([of_scale, of_shift])
+        dist.all_reduce(sums)
+        sum_scale, sum_shift = (sums / total).chunk(2)
+        deviation = torch.rsqrt(variance + EPS)
+        slope = -scale * deviation.square() * sum_scale
+        offset = -scale * deviation * sum_shift - slope * mean
+        through = torch.addcmul(offset[:, None, None], input, slope[:, None, None])
+        return (direct + through).to(input.dtype), of_scale, of_shift, None, None, None
 
 
 class ActivatedBatchNorm(nn.BatchNorm2d):
@@ -64,7 +105,9 @@ class ActivatedBatchNorm(nn.BatchNorm2d):
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
         if self.training and self.synchronised:
-            output = self._normalise_over_processes(input, scale)
+            output = _SynchronisedBatchNorm.apply(
+                input, scale, self.bias, self.running_mean, self.running_var, self.momentum or 0.0
+            )
         else:
             output = F.batch_norm(
                 input,
@@ -78,30 +121,6 @@ class ActivatedBatchNorm(nn.BatchNorm2d):
             )
         # Batch norm's backward reads its input, never its output, so this may overwrite it.
         return F.leaky_relu(output, SLOPE, inplace=True) if self.activated else output
-
-    def _normalise_over_processes(self, input: Tensor, scale: Tensor) -> Tensor:
-        """Batch norm with the mean and variance of the batch that all processes hold together.
-
-        Gradients flow through the reductions, so that they equal those of one process with the
-        whole batch. Processes may hold different numbers of images.
-        """
-        values = input.float()
-        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        count = mean.new_tensor(float(input.numel() // input.shape[1]))
-        total = _SumOverProcesses.apply(count)
-        share = count / total
-        overall = _SumOverProcesses.apply(share * mean)
-        spread = _SumOverProcesses.apply(share * (variance + (mean - overall) ** 2))
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            unbiased = spread * (total / (total - 1).clamp(min=1))
-            self.running_mean.lerp_(overall.to(self.running_mean), self.momentum or 0.0)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum or 0.0)
-        factor = scale * torch.rsqrt(spread + self.eps)
-        shift = self.bias - overall * factor
-        output = torch.addcmul(shift[:, None, None], values, factor[:, None, None])
-        return output.to(input.dtype)
 
     def extra_repr(self) -> str:
         """Show the kind beside what ``BatchNorm2d`` shows."""
