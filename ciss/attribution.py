@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ciss import distributed
 from ciss.checkpoint import load_tensors, save_tensors
 from ciss.errors import CissError
 from ciss.models.network import SegmentationNetwork, upsample, with_norm
@@ -54,6 +55,10 @@ class Attribution:
     max_sums: Tensor
     #: [C] the same with the new classes taken together
     joint_max_sum: Tensor
+
+
+#: fields of ``Attribution`` that are tensors
+_TENSORS = ("sums", "count", "max_sums", "joint_max_sum")
 
 
 @lru_cache(maxsize=32)
@@ -111,11 +116,7 @@ def accumulate(
             joint_max_sum=zeros[0, :, 0, 0].clone(),
         )
     if attribution.sums.shape[1:] != maps.shape[1:]:
-        raise CissError(
-            f"attribution maps of {tuple(maps.shape[1:])} follow maps of "
-            f"{tuple(attribution.sums.shape[1:])}; attribution averages over images, which must "
-            "be cropped to one size"
-        )
+        raise _size_error(tuple(maps.shape[1:]), tuple(attribution.sums.shape[1:]))
     small = shrink_labels(labels, size)
     shown = torch.stack([small == label for label in new_classes], dim=1)
     # Most batches show few of the new classes.
@@ -131,6 +132,13 @@ def accumulate(
     return attribution
 
 
+def _size_error(one: tuple[int, ...], other: tuple[int, ...]) -> CissError:
+    return CissError(
+        f"attribution maps of {one} follow maps of {other}; attribution averages over images, "
+        "which must be cropped to one size"
+    )
+
+
 def attribute(
     network: SegmentationNetwork,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -144,7 +152,8 @@ def attribute(
     learning order, on the network's device. ``method`` is ``closed_form``; or ``captum``, the
     published integrated gradients of ``n_steps`` forward passes; or ``captum:`` and the name of
     another of Captum's layer attributions, such as ``captum:LayerGradientXActivation``. The
-    network runs in evaluation mode; its mode is restored. Returns float32 sums on the CPU.
+    network runs in evaluation mode; its mode is restored. Of several processes each brings its own
+    batches. Returns float32 sums, over all processes, on the CPU.
 
     Raises ``CissError`` when no image shows a new class, or the method is unknown.
     """
@@ -159,6 +168,7 @@ def attribute(
                 attribution = accumulate(attribution, maps, labels, new_classes)
     finally:
         network.train(was_training)
+    attribution = _over_processes(attribution)
     if attribution is None or attribution.joint_count == 0:
         raise CissError(
             f"no image shows any of the new classes {', '.join(map(str, new_classes))} once its "
@@ -183,6 +193,29 @@ def attribution_maps(
     if method == "closed_form":
         return _closed_form_of(network)
     return _captum_of(network, method, n_steps)
+
+
+def _over_processes(attribution: Attribution | None) -> Attribution | None:
+    """Add up what the processes have, in float64; one that had no batch has ``None``."""
+    if not distributed.several():
+        return attribution
+    found = [each for each in distributed.gathered(_on_cpu(attribution)) if each is not None]
+    if not found:
+        return None
+    sizes = {tuple(each.sums.shape[1:]) for each in found}
+    if len(sizes) > 1:
+        raise _size_error(*sorted(sizes)[:2])
+    return Attribution(
+        new_classes=found[0].new_classes,
+        joint_count=sum(each.joint_count for each in found),
+        **{name: sum(getattr(each, name) for each in found) for name in _TENSORS},
+    )
+
+
+def _on_cpu(attribution: Attribution | None) -> Attribution | None:
+    if attribution is None:
+        return None
+    return replace(attribution, **{name: getattr(attribution, name).cpu() for name in _TENSORS})
 
 
 def _closed_form_of(network: SegmentationNetwork) -> Callable[[Tensor], Tensor]:
@@ -321,12 +354,7 @@ def save_attribution(
     path: Path | str, attribution: Attribution, metadata: dict[str, Any] | None = None
 ) -> None:
     """Write an attribution as safetensors; ``metadata`` is JSON of the caller's."""
-    tensors = {
-        "sums": attribution.sums,
-        "count": attribution.count,
-        "max_sums": attribution.max_sums,
-        "joint_max_sum": attribution.joint_max_sum,
-    }
+    tensors = {name: getattr(attribution, name) for name in _TENSORS}
     content = {
         "new_classes": list(attribution.new_classes),
         "joint_count": attribution.joint_count,

@@ -85,6 +85,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     """
     config = _structure_checked(_with_preset(config))
     _check_variants(config)
+    _check_processes(config["runtime"])
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
     for name, matrix in config["matrices"].items():
@@ -294,6 +295,7 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
     here = f"datasets.{name}."
     within = settings(config, name)
     _check_weights(within["model"], name)
+    _check_batch(config, within, f"dataset '{name}'")
     _check_variants(within, here, config)
     for spelled in entry.get("scenarios", {}):
         try:
@@ -305,13 +307,57 @@ def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
                 f"{here}scenarios.{spelled}: '{spelled}' has no step after step 0, to which "
                 f"settings of a scenario could apply; put them under datasets.{name}"
             )
-        _check_variants(settings(config, name, parsed), f"{here}scenarios.{spelled}.", config)
+        in_scenario = settings(config, name, parsed)
+        _check_variants(in_scenario, f"{here}scenarios.{spelled}.", config)
+        _check_batch(config, in_scenario, f"dataset '{name}', scenario {spelled}")
         if "base" in entry["scenarios"][spelled].get("recipe", {}):
             raise CissError(
                 f"{here}scenarios.{spelled}.recipe.base: step 0 is shared by all scenarios with "
                 f"the same {parsed.base} base classes of {opened.n_classes}; set it under "
                 f"datasets.{name}.recipe.base"
             )
+
+
+def processes(runtime: Mapping[str, Any]) -> int:
+    """Processes of a job that runs the network, as far as the configuration decides it."""
+    for key in ("processes", "gpus"):
+        if runtime.get(key, "auto") != "auto":
+            return max(int(runtime[key]), 1)
+    return 1
+
+
+def _check_processes(runtime: Mapping[str, Any]) -> None:
+    if runtime.get("processes", "auto") != "auto" and runtime.get("device") != "cpu":
+        raise CissError(
+            f"config: runtime.processes is {runtime['processes']}, which is for a CPU; leave it at "
+            "auto for one process on each of runtime.gpus GPUs, or set runtime.device to cpu"
+        )
+    if processes(runtime) > 1 and str(runtime.get("device")).startswith("cuda:"):
+        raise CissError(
+            f"config: runtime.device is '{runtime['device']}', one GPU, but runtime.gpus asks for "
+            f"{processes(runtime)}; set runtime.device to cuda or auto"
+        )
+
+
+def _check_batch(config: Mapping[str, Any], within: Mapping[str, Any], where: str) -> None:
+    """Check that a batch can be split and shared, and that its batch norm can be synchronised."""
+    batch, parts = within["recipe"]["batch"], within["recipe"].get("accumulate", 1)
+    if batch % parts or batch // parts < 2:
+        raise CissError(
+            f"recipe.accumulate of {where} is {parts}, into which recipe.batch {batch} cannot be "
+            "split equally, with two images or more in each part"
+        )
+    count = processes(config["runtime"])
+    if batch // parts < count:
+        raise CissError(
+            f"recipe.batch of {where} gives {batch // parts} images at a time, which {count} "
+            "processes cannot share; set runtime.gpus lower"
+        )
+    if count > 1 and within["model"]["norm"] == "iabn":
+        raise CissError(
+            f"model.norm of {where} is 'iabn', whose batch norm is not synchronised over {count} "
+            "GPUs; set it to 'abn' (same checkpoint, same values) or runtime.gpus to 1"
+        )
 
 
 def _check_weights(model: Mapping[str, Any], dataset_name: str) -> None:
@@ -412,7 +458,7 @@ def _structure_checked(config: Mapping[str, Any]) -> Config:
 
 def _reread_string(config: Config, error: Any) -> bool:
     """Turn text into the number it spells: ``--config`` gives nested values as text."""
-    if error.validator not in ("type", "enum") or not isinstance(error.instance, str):
+    if error.validator not in ("type", "enum", "pattern") or not isinstance(error.instance, str):
         return False
     value = read_value(error.instance)
     if isinstance(value, str) or value is None or not error.path:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ciss import distributed
 from ciss.loading import to_network_input
 from ciss.metrics import confusion_matrix
 from ciss.models import SegmentationNetwork
@@ -20,7 +21,8 @@ def evaluate(
     """Count pixels by truth and prediction over all batches, in float32: int64 [N, N] on the CPU.
 
     ``batches``: images uint8 [B, 3, H, W] and labels uint8 [B, H, W] in learning order, classes
-    that are not yet learned as background.
+    that are not yet learned as background. Of several processes each brings its own batches; all
+    get the sum.
     """
     network = network.to(device).eval()
     total = torch.zeros(network.n_classes, network.n_classes, dtype=torch.int64, device=device)
@@ -28,4 +30,4 @@ def evaluate(
         output = network(to_network_input(images.to(device, non_blocking=True)))
         predicted = predict(output.upsampled)
         total += confusion_matrix(labels.to(device).long(), predicted, network.n_classes)
-    return total.cpu()
+    return distributed.total(total).cpu()

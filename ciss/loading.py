@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,14 +118,55 @@ class EvaluationImages:
         return pixels.transpose(2, 0, 1), self.lookup.take(values), position
 
 
+@dataclass(frozen=True)
+class Share:
+    """This process's part of every batch, which may come in several micro-batches."""
+
+    #: images of this process in each micro-batch
+    sizes: tuple[int, ...]
+    #: images in a batch, over all processes and micro-batches
+    batch: int
+
+
+def micro_batches(n_images: int, batch: int, accumulate: int) -> list[int]:
+    """Split the images of a batch into micro-batches: the number of images of each.
+
+    ``batch`` images make ``accumulate`` micro-batches. Where a list is shorter than a batch, those
+    of its one batch are no larger, and none is of a single image, which would break batch
+    normalisation.
+    """
+    size = min(n_images, batch)
+    largest = batch // accumulate
+    count = max(min(-(-size // largest), size // 2), 1)
+    return [len(part) for part in np.array_split(np.empty(max(size, 2)), count)]
+
+
+def deal(
+    n_images: int, batch: int, accumulate: int = 1, *, rank: int = 0, world_size: int = 1
+) -> Share:
+    """Deal each micro-batch over the processes: shares differ by one image at most.
+
+    Raises ``CissError`` where a process would have none.
+    """
+    whole = micro_batches(n_images, batch, accumulate)
+    if min(whole) < world_size:
+        raise CissError(
+            f"{min(whole)} images, which are trained on at once of a batch of {sum(whole)}, cannot "
+            f"be shared by {world_size} processes; set runtime.gpus to {min(whole)} or less (this "
+            "changes no result)"
+        )
+    sizes = tuple(len(range(rank, size, world_size)) for size in whole)
+    return Share(sizes, sum(whole))
+
+
 class EpochBatches:
     """Batches of (epoch, position) keys in an order drawn from (seed, epoch).
 
     The images that do not fill a last batch are left out, as published; a list shorter than a
     batch makes one batch of all. A batch of one image would break batch normalisation: it is
     taken twice. ``batch`` counts the images of all processes together; with ``world_size``
-    processes each takes every ``world_size``-th of them, and a batch that cannot be shared
-    evenly repeats images from its beginning. ``start`` batches are skipped.
+    processes each takes every ``world_size``-th image of each micro-batch (see ``deal``).
+    ``start`` batches are skipped.
     """
 
     def __init__(
@@ -135,6 +177,7 @@ class EpochBatches:
         epoch: int = 0,
         start: int = 0,
         *,
+        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -143,6 +186,7 @@ class EpochBatches:
         self.seed = seed
         self.epoch = epoch
         self.start = start
+        self.accumulate = accumulate
         self.rank = rank
         self.world_size = world_size
 
@@ -153,12 +197,12 @@ class EpochBatches:
         epoch = self.epoch
         rng = np.random.default_rng([_ORDER, self.seed, epoch])
         order = rng.permutation(self.n_images)
+        sizes = micro_batches(self.n_images, self.batch, self.accumulate)
         for number in range(self.start, batches_per_epoch(self.n_images, self.batch)):
             chosen = order[number * self.batch : (number + 1) * self.batch]
-            size = max(len(chosen), 2)
-            size += -size % self.world_size
-            shared = np.resize(chosen, size)[self.rank :: self.world_size]
-            yield [(epoch, int(position)) for position in shared]
+            parts = np.split(np.resize(chosen, sum(sizes)), np.cumsum(sizes)[:-1])
+            mine = np.concatenate([part[self.rank :: self.world_size] for part in parts])
+            yield [(epoch, int(position)) for position in mine]
 
 
 class TrainingBatches:
@@ -175,6 +219,7 @@ class TrainingBatches:
         *,
         workers: int = 0,
         pin: bool = False,
+        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -182,8 +227,8 @@ class TrainingBatches:
         self.batch = batch
         self.workers = workers
         self.pin = pin
-        self.rank = rank
-        self.world_size = world_size
+        self._places = {"accumulate": accumulate, "rank": rank, "world_size": world_size}
+        self.share = deal(len(images), batch, **self._places)
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -200,8 +245,7 @@ class TrainingBatches:
             self.images.seed,
             epoch,
             start,
-            rank=self.rank,
-            world_size=self.world_size,
+            **self._places,
         )
         return _loaded(self.images, keys, self.workers, self.pin)
 
@@ -217,12 +261,14 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield all images in order, each exactly once over all processes.
 
-    The last batch may be smaller. Whole images differ in size and come one by one.
+    The last batch may be smaller. Whole images differ in size and come one by one. Processes take
+    turns with whole batches: the network sees the same batches whatever their number, and its
+    outputs have the same bits.
     """
-    positions = range(rank, len(images), world_size)
+    positions = range(len(images))
     size = 1 if images.mode == "full" else batch
     batches = [list(positions[first : first + size]) for first in range(0, len(positions), size)]
-    return _loaded(images, batches, workers, pin)
+    return _loaded(images, batches[rank::world_size], workers, pin)
 
 
 def batches_per_epoch(n_images: int, batch: int) -> int:

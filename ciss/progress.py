@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ciss import distributed
 from ciss.errors import CissError
 from ciss.files import remove_partial, replacing
 from ciss.runtime import log
@@ -46,10 +47,15 @@ class Progress:
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the saved progress, and keep the one that it replaces as ``previous``.
 
+        Of several processes, whose states are equal, the main one writes and the others wait: one
+        that left earlier would be taken for a failure, and the main one ended with it.
         Raises ``CissError`` when it cannot be written; what was saved last stays.
         """
-        if self.path is None:
-            return
+        if self.path is not None and distributed.is_main():
+            self._save(state)
+        distributed.wait()
+
+    def _save(self, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, "state": dict(state)}, buffer)
         try:
@@ -122,7 +128,7 @@ class Progress:
 
     def clear(self) -> None:
         """Remove the files, once whoever ordered the run works with its outputs."""
-        if self.path is not None:
+        if self.path is not None and distributed.is_main():
             for path in (self.path, self.previous):
                 path.unlink(missing_ok=True)
 

@@ -19,12 +19,22 @@ from types import FrameType
 import torch
 
 import ciss
+from ciss import distributed
 from ciss.errors import CissError
 
 log = logging.getLogger("ciss")
 
 #: how long before its time limit a job saves and leaves
 _MARGIN_SECONDS = 120
+
+#: a signal that comes again within this time is the same request: a launcher passes on what a
+#: batch system sends to every process already
+_SAME_SECONDS = 5
+
+#: signals that ask to stop
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_TIME_LIMIT = "the time limit"
+_REASONS = (_TIME_LIMIT, *(number.name for number in STOP_SIGNALS))
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,8 +44,13 @@ class Runtime:
     """Settings of a job that do not change its result beyond rounding."""
 
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    workers: int = field(default=0, metadata={"help": "threads that read images ahead"})
-    threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch"})
+    processes: int = field(
+        default=1, metadata={"help": "processes that share the work, each on its own GPU"}
+    )
+    workers: int = field(
+        default=0, metadata={"help": "threads that read images ahead, in each process"}
+    )
+    threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch, all processes'"})
     minutes: float = field(
         default=0, metadata={"help": "the job's time limit: training saves and leaves before it"}
     )
@@ -47,7 +62,8 @@ class Runtime:
 def start_logging(path: Path | None) -> None:
     """Send log lines to standard error, and to ``path`` where one is given.
 
-    The file is appended to: what an interrupted attempt wrote stays.
+    The file is appended to: what an interrupted attempt wrote stays. Of several processes only the
+    main one reports; the others write errors.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path is not None:
@@ -57,30 +73,18 @@ def start_logging(path: Path | None) -> None:
     for handler in handlers:
         handler.setFormatter(form)
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
 
 
 def start_torch(runtime: Runtime) -> torch.device:
-    """Set the number of threads and return the device.
+    """Set the number of threads, join the other processes of the job, and return the device.
 
     Raises ``CissError`` when a GPU is asked for and there is none.
     """
-    torch.set_num_threads(runtime.threads)
-    name = runtime.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CissError(f"runtime.device is '{name}'; choose auto, cpu, cuda or cuda:N") from None
+    torch.set_num_threads(max(runtime.threads // distributed.local_size(), 1))
+    device = _device(runtime, distributed.local_rank(), distributed.local_size())
     if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise CissError(
-                f"runtime.device is '{name}', but PyTorch sees {found} GPUs here; set "
-                "runtime.device to auto or cpu, or run the job where a GPU is"
-            )
         torch.backends.cudnn.benchmark = not runtime.deterministic
         # float32 means float32; the default rounds convolutions to ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
@@ -88,7 +92,43 @@ def start_torch(runtime: Runtime) -> torch.device:
         # cuBLAS reads this when it starts, which is later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    distributed.start(device)
     return device
+
+
+def check_devices(runtime: Runtime) -> None:
+    """Raise ``CissError`` where ``runtime.processes`` processes have no device each."""
+    _device(runtime, runtime.processes - 1, runtime.processes)
+
+
+def _device(runtime: Runtime, number: int, processes: int) -> torch.device:
+    """The device of process ``number`` (from 0) of ``processes`` on this machine."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = runtime.device
+    if name == "auto":
+        name = "cuda" if found or processes > 1 else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CissError(f"runtime.device is '{name}'; choose auto, cpu, cuda or cuda:N") from None
+    if device.type != "cuda":
+        return device
+    if processes > 1 and device.index is not None:
+        raise CissError(
+            f"runtime.device is '{name}', one GPU, but {processes} processes shall share the work, "
+            "each on a GPU of its own; set runtime.device to auto"
+        )
+    if processes > max(found, 1):
+        raise CissError(
+            f"{processes} GPUs are asked for, but PyTorch sees {found} here; set runtime.gpus to "
+            "what there is (processes on a CPU need runtime.device: cpu)"
+        )
+    if (device.index or 0) >= found:
+        raise CissError(
+            f"runtime.device is '{name}', but PyTorch sees {found} GPUs here; set "
+            "runtime.device to auto or cpu, or run the job where a GPU is"
+        )
+    return torch.device("cuda", number) if processes > 1 else device
 
 
 def precision_for(name: str, device: torch.device) -> torch.dtype:
@@ -133,6 +173,7 @@ class StopRequest:
 
     def __init__(self, minutes: float = 0) -> None:
         self.signal: str | None = None
+        self._signalled: dict[int, float] = {}
         # The job began before this process did, and saving takes time too.
         seconds = 60 * minutes - min(_MARGIN_SECONDS, 30 * minutes)
         self._deadline = time.monotonic() + seconds if minutes else float("inf")
@@ -141,14 +182,27 @@ class StopRequest:
     def reason(self) -> str | None:
         """A signal's name, or that the time limit is near; ``None`` while all is well."""
         if self.signal is None and time.monotonic() > self._deadline:
-            return "the time limit"
+            return _TIME_LIMIT
         return self.signal
 
+    def agreed(self) -> str | None:
+        """The reason that any of the job's processes has; all of them must ask together.
+
+        One may have got a signal that the others have not, and clocks differ.
+        """
+        reason = self.reason
+        known = 0 if reason is None else 1 + _REASONS.index(reason)
+        agreed = int(distributed.largest(known))
+        return _REASONS[agreed - 1] if agreed else None
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one of the same kind ends the process at once."""
+        """Note the signal; one of the same kind some seconds later ends the process at once."""
         del frame
+        first = self._signalled.setdefault(number, time.monotonic())
+        if time.monotonic() > first + _SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.signal = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -158,8 +212,7 @@ def stop_request(minutes: float = 0) -> Iterator[StopRequest]:
     So does a time limit of ``minutes``, shortly before it: batch systems kill without warning.
     """
     request = StopRequest(minutes)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, request) for number in numbers}
+    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
     try:
         yield request
     finally:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ciss import distributed
 from ciss.datasets import BACKGROUNDS, Dataset, open_dataset
 from ciss.download import Sources
 from ciss.errors import CissError
-from ciss.flags import values_from
-from ciss.runtime import log, start_logging
+from ciss.flags import from_flags, values_from
+from ciss.runtime import Runtime, check_devices, log, start_logging
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -102,18 +103,37 @@ def _checksum(text: str) -> tuple[str, str]:
     return name, digest.lower()
 
 
-def run(main: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser) -> None:
-    """Parse the command line and run ``main``; an expected error becomes one line and status 1."""
+def run(
+    main: Callable[[argparse.Namespace], None],
+    made: argparse.ArgumentParser,
+    *,
+    shared: bool = False,
+) -> None:
+    """Parse the command line and run ``main``; an expected error becomes one line and status 1.
+
+    Where several processes are asked for, each of them runs ``main``, which must be ``shared``:
+    made to do its part of the work.
+    """
     arguments = made.parse_args()
     start_logging(arguments.log)
     try:
+        several = getattr(arguments, "processes", 1) > 1 or distributed.is_launched()
+        if several and not shared:
+            raise CissError(f"{made.prog} does its work in one process; start it without others")
+        if several and not distributed.is_launched():
+            check_devices(from_flags(arguments, Runtime))
+            sys.exit(distributed.launch(arguments.processes, [sys.executable, *sys.argv]))
         main(arguments)
+        distributed.stop()
     except (CissError, OSError) as error:
         # The system's refusals (a full disk, a missing file) are no defects of the code either.
         if arguments.traceback:
             raise
-        log.error("error: %s", error)
-        sys.exit(1)
-    except Exception:
-        log.exception("unexpected error; please report it with this log")
-        sys.exit(70)
+        message = str(error)
+        distributed.leave(1, lambda: log.error("error: %s", message))
+    except Exception as error:
+        if distributed.is_lost_connection(error):
+            distributed.leave(1, lambda: log.error("error: another process of this job has ended"))
+        distributed.leave(
+            70, lambda: log.exception("unexpected error; please report it with this log")
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +14,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ciss import distributed
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
-from ciss.loading import TrainingBatches, TrainingImages, to_network_input
+from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input
 from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
-from ciss.models import SegmentationNetwork
+from ciss.models import SegmentationNetwork, synchronise
+from ciss.pixelwise import full_precision
 from ciss.progress import Progress
 from ciss.runtime import Runtime, StopRequest, log, peak_memory_mb, precision_for
 
@@ -33,7 +38,10 @@ class Recipe:
 
     epochs: int = field(metadata={"help": "passes over the step's images"})
     lr: float = field(metadata={"help": "learning rate of the first iteration"})
-    batch: int = field(default=24, metadata={"help": "images in a batch"})
+    batch: int = field(default=24, metadata={"help": "images in a batch, over all processes"})
+    accumulate: int = field(
+        default=1, metadata={"help": "micro-batches that a batch is split into to save memory"}
+    )
     crop: int = field(default=512, metadata={"help": "side of the crops, pixels"})
     momentum: float = field(default=0.9, metadata={"help": "Nesterov momentum"})
     weight_decay: float = field(default=1e-4, metadata={"help": "on every parameter"})
@@ -55,6 +63,10 @@ class Training:
 
     ``teacher`` is the network of the step before, or ``None`` at step 0. The optimiser is SGD with
     Nesterov momentum over all parameters, weight decay on every one of them (as published).
+
+    Of several processes each has all of this and a share of every batch. Gradients are averaged
+    over them and batch norm is synchronised, so that they take the step that one process with
+    the whole batch would, and stay equal.
     """
 
     def __init__(
@@ -82,6 +94,29 @@ class Training:
             nesterov=recipe.momentum > 0,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        #: what runs forward; the methods see the bare network, whose parameters have no prefix
+        self.replica = self._replicated() if distributed.several() else self.network
+
+    def _replicated(self) -> DistributedDataParallel:
+        synchronise(self.network)
+        with warnings.catch_warnings():
+            # The first argument's new name is not known before torch 2.13.
+            warnings.simplefilter("ignore", FutureWarning)
+            replica = DistributedDataParallel(
+                self.network,
+                # Statistics are equal without being sent around.
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        # After its first backward pass it groups the gradients anew, and then adds them up in
+        # another order. That pass is made here, so that a run that goes on after an interruption
+        # does the same additions as one that was not interrupted.
+        self.network.eval()
+        size = 32
+        replica(next(self.network.parameters()).new_zeros(1, 3, size, size)).logits.sum().backward()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.network.train()
+        return replica
 
     @property
     def lr(self) -> float:
@@ -94,35 +129,66 @@ class Training:
             self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32
         )
 
-    def update(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def update(
+        self, images: Tensor, labels: Tensor, share: Share | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Train on one batch: network inputs [B, 3, H, W] and labels int64 [B, H, W].
 
-        Returns the terms of the loss, detached, and the small logits [B, N, h, w]. The method sees
-        the gradients of its losses before its penalty is added, and the parameters before they
-        move (the published order).
+        ``share`` says which part of the batch this is, and how it is split (default: the whole).
+        Returns the terms of the whole batch's loss, detached, and the small logits [B, N, h, w].
+        The method sees the gradients of its losses before its penalty is added, and the
+        parameters before they move (the published order).
         """
+        share = share or Share((len(images),), len(images))
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr
         self.optimiser.zero_grad(set_to_none=True)
-        with self.autocast():
-            student = self.network(images)
-            with torch.no_grad():
-                old = self.teacher
-                seen = None if old is None or not self.method.needs_teacher else old(images)
-        terms = self.method.losses(Batch(labels, student, seen))
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        self.scaler.scale(total).backward()
+        means: dict[str, Tensor] = {}
+        small_logits = []
+        parts = zip(images.split(share.sizes), labels.split(share.sizes), strict=True)
+        for number, part in enumerate(parts, start=1):
+            with self._exchange(last=number == len(share.sizes)):
+                terms, logits = self._backward(*part, share.batch)
+            means = {name: means.get(name, 0) + term for name, term in terms.items()}
+            small_logits.append(logits)
         self.scaler.unscale_(self.optimiser)
         self.method.after_backward(self.network)
         penalty = self.method.penalty(self.network)
         if penalty is not None:
             penalty.backward()
-            terms = {**terms, "penalty": penalty}
+            # All processes have the whole of it; their shares add up to one.
+            means["penalty"] = penalty.detach() * (len(images) / share.batch)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.iteration += 1
-        detached = {name: term.detach() for name, term in terms.items()}
-        return detached, student.small_logits.detach()
+        return _over_processes(means), torch.cat(small_logits)
+
+    def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged once, in the backward pass of the last micro-batch."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return nullcontext()
+        return self.replica.no_sync()
+
+    def _backward(
+        self, images: Tensor, labels: Tensor, batch: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Add the gradients of some images of a batch of ``batch``.
+
+        The terms of the loss are means over images; each counts as many times as there are images.
+        Returns their parts of the whole batch's mean, and the small logits.
+        """
+        weight = len(images) / batch
+        with self.autocast():
+            student = self.replica(images)
+            with torch.no_grad():
+                old = self.teacher
+                seen = None if old is None or not self.method.needs_teacher else old(images)
+        terms = self.method.losses(Batch(labels, student, seen))
+        total = torch.stack([full_precision(term) for term in terms.values()]).sum()
+        # The exchange of gradients averages, where these parts are to be added.
+        self.scaler.scale(total * (weight * distributed.size())).backward()
+        parts = {name: term.detach() * weight for name, term in terms.items()}
+        return parts, student.small_logits.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next update depends on."""
@@ -150,6 +216,12 @@ class Training:
             torch.cuda.set_rng_state(state["random_device"], self.device)
 
 
+def _over_processes(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum each scalar over the processes, in one exchange."""
+    values = torch.stack([full_precision(value) for value in means.values()])
+    return dict(zip(means, distributed.total(values).unbind(), strict=True))
+
+
 def _device_random_state(device: torch.device) -> Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
@@ -170,11 +242,17 @@ def train(
     """
     recipe = training.recipe
     batches = TrainingBatches(
-        images, recipe.batch, workers=runtime.workers, pin=training.device.type == "cuda"
+        images,
+        recipe.batch,
+        workers=runtime.workers,
+        pin=training.device.type == "cuda",
+        accumulate=recipe.accumulate,
+        rank=distributed.rank(),
+        world_size=distributed.size(),
     )
     totals = EpochTotals(training, images)
     rows: list[dict[str, float]] = []
-    state = progress.load()
+    state = _agreed_state(progress)
     if state is None:
         with training.autocast():
             training.method.prepare(training.teacher, _prepared(training, batches))
@@ -198,24 +276,39 @@ def train(
         for pixels, raw_labels, indices in _bar(batches, epoch, done, recipe.epochs):
             labels = raw_labels.to(training.device, non_blocking=True).long()
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
-            terms, small_logits = training.update(inputs, labels)
+            terms, small_logits = training.update(inputs, labels, batches.share)
             totals.add(terms, small_logits, labels, indices)
+            reason = stop.agreed()
             # After an epoch's last batch the epoch is finished first: its row belongs to it.
-            if stop.reason is not None and training.iteration % len(batches):
+            if reason is not None and training.iteration % len(batches):
                 save()
-                raise _interruption(training, stop)
+                raise _interruption(training, reason)
         rows.append(totals.finish(epoch, training))
         totals = EpochTotals(training, images)
         log.info(_epoch_line(rows[-1], training))
         save()
-        if stop.reason is not None and training.iteration < training.iterations:
-            raise _interruption(training, stop)
+        reason = stop.agreed()
+        if reason is not None and training.iteration < training.iterations:
+            raise _interruption(training, reason)
     return pd.DataFrame(rows)
 
 
-def _interruption(training: Training, stop: StopRequest) -> InterruptedTrainingError:
+def _agreed_state(progress: Progress) -> dict[str, Any] | None:
+    """Load the progress in every process; ``CissError`` where they do not find the same."""
+    # The main process first: it clears away what is damaged.
+    state = distributed.main_first(progress.load)
+    found = distributed.gathered(None if state is None else state["training"]["iteration"])
+    if len(set(found)) > 1:
+        raise CissError(
+            f"the processes of this job do not read the same progress from {progress.path}; start "
+            "it again, or delete the file to begin anew"
+        )
+    return state
+
+
+def _interruption(training: Training, reason: str) -> InterruptedTrainingError:
     return InterruptedTrainingError(
-        f"stopped by {stop.reason} after iteration {training.iteration} of "
+        f"stopped by {reason} after iteration {training.iteration} of "
         f"{training.iterations}; the progress is saved, run it again to go on"
     )
 
@@ -228,14 +321,17 @@ def _bar(batches: TrainingBatches, epoch: int, done: int, epochs: int) -> Iterat
             f"epoch {epoch + 1}/{epochs}",
             len(batches),
             initial=done,
-            disable=None,
+            disable=None if distributed.is_main() else True,
             leave=False,
         )
     )
 
 
 class EpochTotals:
-    """What an epoch's history row is made of; kept on the device until it is looked at."""
+    """What an epoch's history row is made of; kept on the device until it is looked at.
+
+    Counts are this process's own until they are needed; sums of losses are the whole batches'.
+    """
 
     def __init__(self, training: Training, images: TrainingImages) -> None:
         self.image_pairs = images.pairs
@@ -280,7 +376,9 @@ class EpochTotals:
             values = torch.stack([term.float() for term in terms.values()]).tolist()
             for name, value in zip(terms, values, strict=True):
                 if value != value or value in (float("inf"), -float("inf")):
-                    names = ", ".join(self.image_pairs[int(index)][0] for index in indices)
+                    # Losses are the whole batch's, so all processes are here.
+                    shares = distributed.gathered([self.image_pairs[int(i)][0] for i in indices])
+                    names = ", ".join(name for share in shares for name in share)
                     raise CissError(
                         f"the loss term '{name}' became {value} on the images {names}; lower the "
                         "learning rate or set recipe.precision to fp32"
@@ -292,41 +390,51 @@ class EpochTotals:
         now = time.perf_counter()
         self.seconds += now - self._clock
         means = {name: float(total) / self.batches for name, total in self.sums.items()}
+        confusion, images = self._counts()
         return {
             "epoch": epoch + 1,
             "iteration": training.iteration,
             "loss": sum(means.values()),
             **{f"loss_{name}": value for name, value in means.items()},
             "lr": training.lr if training.iteration < training.iterations else 0.0,
-            "iou_new": mean_iou(iou(self.confusion), self.new),
-            "images_per_second": self.images / self.seconds,
+            "iou_new": mean_iou(iou(confusion), self.new),
+            "images_per_second": images / self.seconds,
             "seconds": self.seconds,
-            "memory_mb": peak_memory_mb(training.device),
+            "memory_mb": distributed.largest(peak_memory_mb(training.device)),
         }
+
+    def _counts(self) -> tuple[Tensor, int]:
+        """Confusion matrix and number of images over all processes."""
+        images = torch.tensor(self.images)
+        return distributed.total(self.confusion), int(distributed.total(images))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the totals so far; losses that are not finite are found before they are saved."""
         self._check()
+        confusion, images = self._counts()
         return {
-            "confusion": self.confusion,
+            "confusion": confusion,
             "sums": self.sums,
             "batches": self.batches,
-            "images": self.images,
+            "images": images,
             "seconds": self.seconds + time.perf_counter() - self._clock,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` returned."""
-        self.confusion = state["confusion"].to(self.confusion.device)
+        """Take back what ``state_dict`` returned; counts go to one process, whatever they were."""
         self.sums = {name: total.to(self.confusion.device) for name, total in state["sums"].items()}
-        self.batches, self.images = state["batches"], state["images"]
-        self.seconds = state["seconds"]
+        self.batches, self.seconds = state["batches"], state["seconds"]
+        if distributed.is_main():
+            self.confusion = state["confusion"].to(self.confusion.device)
+            self.images = state["images"]
 
 
 def _prepared(training: Training, batches: TrainingBatches) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the step's batches once, augmented unlike any of the epochs that follow."""
-    for pixels, labels, _ in batches.epoch(training.recipe.epochs):
-        yield to_network_input(pixels.to(training.device)), labels.to(training.device).long()
+    for batch in batches.epoch(training.recipe.epochs):
+        pixels, labels = (tensor.split(batches.share.sizes) for tensor in batch[:2])
+        for part, its_labels in zip(pixels, labels, strict=True):
+            yield to_network_input(part.to(training.device)), its_labels.to(training.device).long()
 
 
 def _epoch_line(row: dict[str, float], training: Training) -> str:

@@ -34,7 +34,7 @@ rule attribute:
             )
         ),
         step=lambda wildcards: int(wildcards.step) + 1,
-        runtime=runtime_flags,
+        runtime=shared_runtime_flags,
         batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
     shell:
         "{params.program:q} --model {input.model:q} --split {input.split:q}"

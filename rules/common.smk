@@ -89,11 +89,28 @@ def artifact(pattern, experiment, seed, step):
 
 @cache
 def gpus_per_job():
-    """GPUs that a job which runs the network asks for."""
+    """GPUs that a job which runs the network asks for, unless a profile says otherwise."""
     runtime = CONFIG["runtime"]
     if runtime["gpus"] != "auto":
         return runtime["gpus"]
     return int(runtime["device"] != "cpu" and shutil.which("nvidia-smi") is not None)
+
+
+def most_gpus():
+    """GPUs of the job that asks for most, here or in a profile's `set-resources`."""
+    chosen = workflow.resource_settings.overwrite_resources.values()
+    asked = [wanted["gpu"] for wanted in chosen if "gpu" in wanted]
+    # One that is computed for each job is not known here.
+    known = [gpu.value for gpu in asked if not gpu.is_evaluable()]
+    return max([gpus_per_job(), *[n for n in known if isinstance(n, int)]])
+
+
+# All jobs of this machine may use as many together as one of them asks for: Snakemake would
+# silently give it fewer, on a cluster too.
+if "gpu" in workflow.global_resources:
+    workflow.global_resources["gpu"] = max(
+        workflow.global_resources["gpu"].value, most_gpus()
+    )
 
 
 @cache

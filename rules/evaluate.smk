@@ -27,7 +27,7 @@ rule evaluate:
                 "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
             }
         ),
-        runtime=runtime_flags,
+        runtime=shared_runtime_flags,
         batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
     shell:
         "{params.program:q} --model {input.model:q} --split {input.split:q}"

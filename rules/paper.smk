@@ -167,7 +167,7 @@ rule prediction_figure:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
     resources:
-        gpu=gpus_per_job(),
+        gpu=min(gpus_per_job(), 1),
     params:
         program=program("prediction_figure.py"),
         style=option_flags(CONFIG["figures"]),
@@ -224,7 +224,7 @@ rule attribution_figures:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
     resources:
-        gpu=gpus_per_job(),
+        gpu=min(gpus_per_job(), 1),
     params:
         program=program("attribution_figures.py"),
         style=option_flags(CONFIG["figures"]),

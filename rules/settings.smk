@@ -55,6 +55,9 @@ def network_flags(wildcards):
 def recipe_flags(wildcards):
     """Settings of the training loop: those of step 0 or of the later steps."""
     recipe = dict(settings_of(wildcards)["recipe"])
+    # 1, the default, splits nothing: results from before there was this setting stay valid.
+    if recipe.get("accumulate") == 1:
+        del recipe["accumulate"]
     phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
     return to_flags({**recipe, **phases["base" if wildcards.step == "0" else "later"]})
 
@@ -173,6 +176,27 @@ def runtime_flags(wildcards, threads, resources):
             "deterministic": runtime.get("deterministic", False),
         }
     )
+
+
+def shared_runtime_flags(wildcards, threads, resources):
+    """The same for a job whose work several processes may share."""
+    return runtime_flags(wildcards, threads, resources) + to_flags(
+        {"processes": processes(resources)}
+    )
+
+
+def processes(resources):
+    """One for each GPU that a job has, unless the configuration has its own number."""
+    chosen = CONFIG["runtime"].get("processes", "auto")
+    gpus = resources.get("gpu", 0)
+    wanted = CONFIG["runtime"]["gpus"]
+    if wanted != "auto" and wanted > 1 and gpus != wanted:
+        stop(
+            f"runtime.gpus is {wanted}, but the profile or the command line gives the job "
+            f"gpu={gpus}; set the number there and leave runtime.gpus at auto, or the other way "
+            "round"
+        )
+    return max(gpus, 1) if chosen == "auto" else chosen
 
 
 @cache

@@ -122,7 +122,23 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluation": {"mode": "crops"}}, ["evaluation.mode", "'crops'", "'crop'"]),
     ({"attribution": {"method": "capt"}}, ["attribution.method", "'capt'", "captum"]),
     ({"runtime": {"device": "gpu"}}, ["runtime.device", "'gpu'", "auto", "cpu", "cuda"]),
-    ({"runtime": {"gpus": "some"}}, ["runtime.gpus", "'some'", "auto", "0, 1"]),
+    ({"runtime": {"gpus": "some"}}, ["runtime.gpus", "'some'", "auto", "number of GPUs"]),
+    ({"runtime": {"gpus": -1}}, ["runtime.gpus", "-1", "at least 0"]),
+    ({"runtime": {"gpus": 1.5}}, ["runtime.gpus", "1.5", "integer"]),
+    ({"runtime": {"processes": 2}}, ["runtime.processes", "for a CPU", "runtime.device to cpu"]),
+    ({"runtime": {"device": "cuda:1", "gpus": 2}}, ["'cuda:1', one GPU", "asks for 2"]),
+    ({"recipe": {"accumulate": 5}}, ["recipe.accumulate", "5", "recipe.batch 24"]),
+    ({"recipe": {"batch": 4, "accumulate": 4}}, ["recipe.accumulate", "two images"]),
+    (
+        {"datasets": {"voc": {"scenarios": {"15-1": {"recipe": {"accumulate": 7}}}}}},
+        ["recipe.accumulate", "'voc', scenario 15-1", "recipe.batch 24"],
+    ),
+    ({"runtime": {"gpus": 25}}, ["24 images", "25 processes", "runtime.gpus lower"]),
+    (
+        {"runtime": {"gpus": 4}, "datasets": {"ade": {"recipe": {"accumulate": 8}}}},
+        ["'ade'", "3 images at a time", "4 processes"],
+    ),
+    ({"runtime": {"gpus": 2}, "model": {"norm": "iabn"}}, ["'iabn'", "2 GPUs", "'abn'"]),
     ({"preset": "mbi"}, ["preset", "'mbi'", "'mib'", "awt"]),
     ({"datasets": {"VOC": {"kind": "voc", "root": "x"}}}, ["datasets", "'VOC'", "[a-z]"]),
     ({"datasets": {"mine": {"kind": "vco", "root": "x"}}}, ["kind", "'vco'", "'voc'"]),
@@ -261,7 +277,7 @@ def test_numbers_given_as_text_are_read() -> None:
     """``--config 'recipe={batch: 8}'`` gives '8'."""
     text = {
         "recipe": {"batch": "8", "base": {"lr": "1e-3", "epochs": "2"}},
-        "runtime": {"gpus": "1"},
+        "runtime": {"gpus": "2"},
         "seeds": ["4", "5"],
         "model": {"output_stride": "8"},
         "methods": {"mib": {"distillation": "5e-05"}, "ewc": {"normalise": "false"}},
@@ -271,7 +287,7 @@ def test_numbers_given_as_text_are_read() -> None:
     config = checked(with_change(**text))
     assert config["recipe"]["batch"] == 8
     assert config["recipe"]["base"] == {"lr": 0.001, "epochs": 2}
-    assert config["runtime"]["gpus"] == 1
+    assert config["runtime"]["gpus"] == 2
     assert config["seeds"] == [4, 5]
     assert config["model"]["output_stride"] == 8
     assert config["figures"]["width"] == 5

@@ -20,7 +20,9 @@ from ciss.loading import (
     TrainingImages,
     batches_per_epoch,
     crop_and_flip,
+    deal,
     evaluation_batches,
+    micro_batches,
     random_crop_box,
     resize_and_centre,
     to_network_input,
@@ -186,10 +188,56 @@ def test_processes_share_each_batch() -> None:
     for number, batch in enumerate(whole):
         assert sorted(batch) == sorted(position for share in shares for position in share[number])
         assert [len(share[number]) for share in shares] == [4, 4, 4]
-    # Five images for two processes: as many for each, all of them used.
+    # Five images for two processes: each image once.
     shares = [positions(EpochBatches(5, 12, 7, rank=rank, world_size=2)) for rank in range(2)]
-    assert [len(share[0]) for share in shares] == [3, 3]
-    assert {*shares[0][0], *shares[1][0]} == set(range(5))
+    assert [len(share[0]) for share in shares] == [3, 2]
+    assert sorted(shares[0][0] + shares[1][0]) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("n_images", "batch", "accumulate", "expected"),
+    [
+        (100, 24, 1, [24]),
+        (100, 24, 3, [8, 8, 8]),
+        (13, 24, 4, [5, 4, 4]),  # no larger than the 6 of a whole batch
+        (3, 12, 6, [3]),  # and none of a single image
+        (1, 24, 4, [2]),
+        (5, 4, 2, [2, 2]),
+    ],
+)
+def test_micro_batches_are_equal_or_nearly(
+    n_images: int, batch: int, accumulate: int, expected: list[int]
+) -> None:
+    assert micro_batches(n_images, batch, accumulate) == expected
+
+
+@pytest.mark.parametrize(("n_images", "accumulate"), [(50, 1), (50, 3), (11, 3)])
+def test_micro_batches_hold_the_same_images_for_any_number_of_processes(
+    n_images: int, accumulate: int
+) -> None:
+    def parts(world_size: int) -> list[list[set[int]]]:
+        """Images of each micro-batch of each batch, over all processes."""
+        found = []
+        for rank in range(world_size):
+            place = {"accumulate": accumulate, "rank": rank, "world_size": world_size}
+            sizes = deal(n_images, 12, **place).sizes
+            batches = positions(EpochBatches(n_images, 12, 7, **place))
+            assert all(len(batch) == sum(sizes) for batch in batches)
+            cuts = np.cumsum(sizes)[:-1]
+            found.append([[set(part.tolist()) for part in np.split(b, cuts)] for b in batches])
+        return [
+            [set.union(*same) for same in zip(*b, strict=True)] for b in zip(*found, strict=True)
+        ]
+
+    assert parts(1) == parts(2) == parts(3)
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    assert deal(3, 12, rank=2, world_size=3).sizes == (1,)
+    with pytest.raises(CissError, match=r"3 images.* 4 processes; set runtime.gpus to 3 or less"):
+        deal(3, 12, rank=0, world_size=4)
+    with pytest.raises(CissError, match="2 images, which are trained on at once of a batch of 12"):
+        deal(100, 12, 6, world_size=3)
 
 
 def test_start_skips_batches() -> None:

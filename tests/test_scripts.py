@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import REPOSITORY, full_disk, run_python
 
-from ciss import runtime, scripting
+from ciss import distributed, runtime, scripting
 from ciss.errors import CissError
 
 SCRIPTS = sorted(
@@ -116,6 +116,18 @@ def test_statuses_of_a_script(run_main: Callable[..., tuple[int, str]]) -> None:
     assert "ValueError: a bug" in text
     with pytest.raises(CissError):
         run_main(failing(CissError("no such class")), "--traceback")
+
+
+def test_a_script_that_shares_no_work_is_not_run_several_times(
+    run_main: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2" if "SIZE" in name else "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setattr(distributed, "leave", lambda status, report: (report(), sys.exit(status)))
+    status, text = run_main(failing(ValueError("it ran")))
+    assert status == 1
+    assert "script does its work in one process" in text
 
 
 def test_what_the_system_refuses_is_one_line(

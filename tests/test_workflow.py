@@ -447,6 +447,10 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "threads": ("runtime={threads: 2}", {}),
     "gpus": ("runtime={gpus: 1}", {}),
     "mirror": ("prepare={mirror: /nowhere}", {}),
+    "several gpus": ("runtime={gpus: 2}", {}),
+    "processes": ("runtime={processes: 2}", {}),
+    "accumulate": ("recipe={accumulate: 2}", TRAINED_ANEW),
+    "accumulate nothing": ("recipe={accumulate: 1}", {}),
     "one more run": (
         "matrices={tiny: {runs: [ft, mib, mib_awt, ewc, lwf]}}",
         {"transfer": 2, "train_step": 2, "evaluate": 2, **REPORT, "class_figure": 5}
@@ -726,6 +730,21 @@ def test_a_wrong_setting_is_one_sentence(clone: Path) -> None:
         (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
         assert words in error
         assert "Traceback" not in run.output
+
+
+def test_a_job_starts_a_process_for_each_gpu_that_it_has(clone: Path) -> None:
+    gpus = ("--config", "runtime={gpus: 2}")
+    run = snakemake(clone, "-n", "-p", "voc_15-5_mib", *gpus)
+    assert run.output.count("--processes 2 ") == 4  # two trainings, two evaluations
+    # The profile of a cluster wins, also over the number that local jobs may use together.
+    profile = ("--profile", "slurm", "-n", "-p", "voc_15-5_mib")
+    given = ("--set-resources", "train_step:gpu=4")
+    run = snakemake(clone, *profile, *given)
+    assert (run.output.count("--processes 4 "), run.output.count("--processes 1 ")) == (1, 3)
+    run = snakemake(clone, *profile, *given, *gpus)
+    (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
+    assert "runtime.gpus is 2" in error
+    assert "gpu=4" in error
 
 
 def test_a_default_may_be_spelled_out(clone: Path) -> None:

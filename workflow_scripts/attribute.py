@@ -1,4 +1,7 @@
-"""Attribute the background classifier's channels on the images of the next step's classes."""
+"""Attribute the background classifier's channels on the images of the next step's classes.
+
+With --processes N, or started by torchrun, N processes share the images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import repository  # noqa: F401
 from torch import Tensor
 
-from ciss import scripting, splits
+from ciss import distributed, scripting, splits
 from ciss.attribution import attribute, save_attribution
 from ciss.checkpoint import load_model
 from ciss.flags import add_flags, from_flags
@@ -32,13 +35,20 @@ def main(arguments: argparse.Namespace) -> None:
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, labels, _ in evaluation_batches(
-            images, arguments.batch, workers=runtime.workers, pin=device.type == "cuda"
+            images,
+            arguments.batch,
+            workers=runtime.workers,
+            pin=device.type == "cuda",
+            rank=distributed.rank(),
+            world_size=distributed.size(),
         ):
             yield to_network_input(pixels.to(device)), labels.to(device).long()
 
     made = attribute(
         network.to(device), batches(), new, method=arguments.method, n_steps=arguments.n_steps
     )
+    if not distributed.is_main():
+        return
     save_attribution(
         arguments.output,
         made,
@@ -61,4 +71,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16, help="images in a batch")
     parser.add_argument("--output", type=Path, required=True, help="attribution to write")
     add_flags(parser, Runtime)
-    scripting.run(main, parser)
+    scripting.run(main, parser, shared=True)

@@ -1,4 +1,7 @@
-"""Count how a model labels the test images of its step: the confusion matrix."""
+"""Count how a model labels the test images of its step: the confusion matrix.
+
+With --processes N, or started by torchrun, N processes share the images.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import repository  # noqa: F401
 
-from ciss import paths, scripting, splits
+from ciss import distributed, paths, scripting, splits
 from ciss.checkpoint import load_model
 from ciss.errors import CissError
 from ciss.evaluation import evaluate
@@ -40,9 +43,16 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.mode,
     )
     batches = evaluation_batches(
-        images, arguments.batch, workers=runtime.workers, pin=device.type == "cuda"
+        images,
+        arguments.batch,
+        workers=runtime.workers,
+        pin=device.type == "cuda",
+        rank=distributed.rank(),
+        world_size=distributed.size(),
     )
     confusion = evaluate(network, ((pixels, labels) for pixels, labels, _ in batches), device)
+    if not distributed.is_main():
+        return
     about = {
         "dataset": dataset.name,
         "step": arguments.step,
@@ -70,4 +80,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16, help="crops in a batch")
     parser.add_argument("--output", type=Path, required=True, help="confusion matrix (CSV)")
     add_flags(parser, Runtime)
-    scripting.run(main, parser)
+    scripting.run(main, parser, shared=True)

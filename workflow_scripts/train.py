@@ -1,7 +1,8 @@
 """Train one step: step 0 from scratch or ImageNet weights, a later one from a widened network.
 
 Interrupted by SIGTERM, SIGINT or SIGUSR1, it saves its progress and leaves with status 1;
-the same command goes on from there.
+the same command goes on from there. With --processes N, or started by torchrun, N processes share
+every batch.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import repository  # noqa: F401
 import torch
 from torch import nn
 
-from ciss import methods, scripting, splits
+from ciss import distributed, methods, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
 from ciss.labels import training_lookup
-from ciss.loading import TrainingImages, batches_per_epoch
+from ciss.loading import TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 from ciss.models.pretrained import load_imagenet
@@ -106,16 +107,27 @@ def main(arguments: argparse.Namespace) -> None:
     names = ", ".join(dataset.classes[label] for label in new)
     log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
+    together = micro_batches(len(images), recipe.batch, recipe.accumulate)
+    log.info(
+        "batches of %d images on %d processes, batch norm over %d images",
+        sum(together),
+        distributed.size(),
+        min(together),
+    )
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
     for path in (arguments.output, arguments.history, arguments.importances_out):
         if path is not None:
             remove_partial(path)
     with stop_request(runtime.minutes) as stop:
         history = train(training, images, runtime, progress, stop)
+        if not distributed.is_main():
+            return
         metadata = {
             **about,
             "classes": dataset.classes[: network.n_classes],
             "images": len(images),
+            "processes": distributed.size(),
+            "bn_batch": min(together),
             "source": source_revision(),
         }
         write_text(arguments.history, history.to_csv(index=False))
@@ -156,4 +168,4 @@ if __name__ == "__main__":
     add_flags(parser, NetworkConfig)
     add_flags(parser, Recipe)
     add_flags(parser, Runtime)
-    scripting.run(main, parser)
+    scripting.run(main, parser, shared=True)

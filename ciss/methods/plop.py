@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from ciss import plop
+from ciss import distributed, plop
 from ciss.methods.base import Batch
 from ciss.methods.ft import FineTuning
 from ciss.pixelwise import pixel_means
@@ -53,10 +53,10 @@ class PseudoLabelsLocalPod(FineTuning):
             logits = teacher(inputs).upsampled
             counts = plop.uncertainty_histogram(logits, labels, self.n_old + self.n_new, bins)
             histogram = histogram.to(counts.device) + counts
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(histogram)
         self.thresholds = plop.median_thresholds(
-            histogram, self.options["lowest_threshold"], self.options["published_thresholds"]
+            distributed.total(histogram),
+            self.options["lowest_threshold"],
+            self.options["published_thresholds"],
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
