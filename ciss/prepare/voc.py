@@ -41,6 +41,7 @@ VOC = Remote(
     (
         "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
     ),
     # MD5 of torchvision.datasets.VOCSegmentation, SHA-256 of KerasCV.
     {
@@ -52,6 +53,8 @@ SBD = Remote(
     "benchmark.tgz",
     (
         "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+        "benchmark.tgz",
+        "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
         "benchmark.tgz",
     ),
     # MD5 of torchvision.datasets.SBDataset, SHA-1 of GluonCV.
