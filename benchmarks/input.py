@@ -24,6 +24,7 @@ import argparse
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,12 +40,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ciss import images as reading
 from ciss.datasets import list_images, open_dataset
+from ciss.image_cache import ImageCache, cached_images
 from ciss.labels import training_lookup
 from ciss.loading import (
     MEAN,
     RATIO,
     SCALE,
     STD,
+    Batch,
     TrainingBatches,
     TrainingImages,
     load_batch,
@@ -111,7 +114,7 @@ class PlainImages(Dataset[Tensors]):
         return torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples])
 
 
-def on_this_cpu(batch: tuple[torch.Tensor, ...]) -> Tensors:
+def on_this_cpu(batch: Batch) -> Tensors:
     return to_network_input(batch[0]), batch[1].long()
 
 
@@ -136,26 +139,29 @@ def alternate(
 
 
 def pipelines(
-    root: Path, pairs: list[tuple[str, str]], lookup: Any, crop: int
+    root: Path, pairs: list[tuple[str, str]], lookup: Any, crop: int, cache: ImageCache
 ) -> dict[str, Callable[[int], object]]:
     plain = {
         name: PlainImages(root, pairs, lookup, crop, per_pixel)
         for name, per_pixel in (("plain", False), ("published", True))
     }
     rows = pd.DataFrame(pairs, columns=["image", "mask"])
-    ours = TrainingImages(root, rows, lookup, crop, seed=0)
+    ours, cached = (TrainingImages(root, rows, lookup, crop, seed=0) for _ in range(2))
+    cached.cache = cache
 
     def numbers(turn: int) -> list[int]:
         return [(turn * BATCH + number) % len(pairs) for number in range(BATCH)]
 
-    def batch(turn: int) -> tuple[torch.Tensor, ...]:
-        return load_batch(ours, [(turn, number) for number in numbers(turn)])
+    def batch(images: TrainingImages, turn: int) -> Batch:
+        return load_batch(images, [(turn, number) for number in numbers(turn)])
 
     return {
         "plain": lambda turn: plain["plain"].batch(numbers(turn)),
         "published": lambda turn: plain["published"].batch(numbers(turn)),
-        "ciss, to the device": batch,
-        "ciss, float32": lambda turn: on_this_cpu(batch(turn)),
+        "ciss, to the device": lambda turn: batch(ours, turn),
+        "ciss, cached, to the device": lambda turn: batch(cached, turn),
+        "ciss, float32": lambda turn: on_this_cpu(batch(ours, turn)),
+        "ciss, cached, float32": lambda turn: on_this_cpu(batch(cached, turn)),
     }
 
 
@@ -265,22 +271,49 @@ def main(arguments: argparse.Namespace) -> None:
     sizes = [Image.open(arguments.root / image).size for image, _ in pairs]
     width, height = (round(statistics.mean(side)) for side in zip(*sizes, strict=True))
     print(f"{len(pairs)} images of {arguments.kind}, mean size {width} × {height}, one thread")
-    for crop in arguments.crops:
-        print(f"\ncrop {crop}: pipelines in turn, medians of {arguments.rounds} rounds of CPU time")
-        found = alternate(pipelines(arguments.root, pairs, lookup, crop), arguments.rounds)
-        print(f"  {'':34}{'ms/image':>10}{'images/s':>10}{'x plain':>10}{'x published':>13}")
-        for name, ms in found.items():
-            times = (found[base] / ms for base in ("plain", "published"))
-            print(f"  {name:34}{ms:10.3f}{1000 / ms:10.0f}" + "".join(f"{t:11.1f}" for t in times))
-        found = workers(arguments.root, pairs, lookup, crop, max(arguments.rounds // 3, 1))
-        print(
-            "  read ahead by one worker, hand-over included: plain (a process) "
-            f"{found['plain']:.3f}, ciss (a thread) {found['ciss']:.3f} ms/image, "
-            f"x {found['plain'] / found['ciss']:.1f}"
-        )
-        print("  parts of ciss' path, ms/image")
-        for name, ms in parts(arguments.root, pairs, lookup, crop, arguments.rounds).items():
-            print(f"    {name:44}{ms:8.3f}")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = write_cache(Path(folder), arguments.root, pairs, sizes)
+        for crop in arguments.crops:
+            report(arguments, pairs, lookup, crop, cache)
+
+
+def write_cache(
+    folder: Path, root: Path, pairs: list[tuple[str, str]], sizes: list[tuple[int, int]]
+) -> ImageCache:
+    """Write the images to a cache as a training does, and print what that takes."""
+    index = pd.DataFrame(pairs, columns=["image", "mask"]).assign(subset="train")
+    index[["width", "height"]] = sizes
+    start = time.process_time()
+    cache = cached_images(folder, "benchmark", root, index)
+    if cache is None:
+        sys.exit("no room for the cache of decoded images")
+    ms, size = 1000 * (time.process_time() - start) / len(pairs), cache.path.stat().st_size
+    print(f"writing the cache: {ms:.3f} ms and {size / len(pairs) / 1e6:.3f} MB an image")
+    return cache
+
+
+def report(
+    arguments: argparse.Namespace,
+    pairs: list[tuple[str, str]],
+    lookup: Any,
+    crop: int,
+    cache: ImageCache,
+) -> None:
+    print(f"\ncrop {crop}: pipelines in turn, medians of {arguments.rounds} rounds of CPU time")
+    found = alternate(pipelines(arguments.root, pairs, lookup, crop, cache), arguments.rounds)
+    print(f"  {'':34}{'ms/image':>10}{'images/s':>10}{'x plain':>10}{'x published':>13}")
+    for name, ms in found.items():
+        times = (found[base] / ms for base in ("plain", "published"))
+        print(f"  {name:34}{ms:10.3f}{1000 / ms:10.0f}" + "".join(f"{t:11.1f}" for t in times))
+    found = workers(arguments.root, pairs, lookup, crop, max(arguments.rounds // 3, 1))
+    print(
+        "  read ahead by one worker, hand-over included: plain (a process) "
+        f"{found['plain']:.3f}, ciss (a thread) {found['ciss']:.3f} ms/image, "
+        f"x {found['plain'] / found['ciss']:.1f}"
+    )
+    print("  parts of ciss' path, ms/image")
+    for name, ms in parts(arguments.root, pairs, lookup, crop, arguments.rounds).items():
+        print(f"    {name:44}{ms:8.3f}")
 
 
 if __name__ == "__main__":

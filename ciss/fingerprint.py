@@ -19,7 +19,7 @@ from ciss.datasets import Dataset, Listing, list_images
 from ciss.files import write_text
 
 #: relative path -> (size, modification time in ns)
-_Stats = dict[str, tuple[int, int]]
+Stats = dict[str, tuple[int, int]]
 #: relative path -> [size, modification time in ns, hash of the content]
 _Hashes = dict[str, list[int | str]]
 
@@ -49,7 +49,7 @@ def fingerprint(dataset: Dataset, cache: Path) -> str:
     pairs = [pair for subset in listing.values() for pair in subset]
     images = {image for image, _ in pairs}
     masks = {mask for _, mask in pairs}
-    stats = _stat_all(dataset.root, images | masks)
+    stats = stat_files(dataset.root, images | masks)
     known = _read_cache(cache, dataset.root)
     hashes = _mask_hashes(dataset.root, masks, stats, known)
     digest = blake2b(digest_size=16)
@@ -96,8 +96,11 @@ def _listing_bytes(listing: Listing) -> bytes:
     return json.dumps(listing, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _stat_all(root: Path, paths: Iterable[str]) -> _Stats:
-    """Stat the files folder by folder, which takes far fewer system calls' time than one by one."""
+def stat_files(root: Path, paths: Iterable[str]) -> Stats:
+    """Return size and modification time of files below ``root``; (-1, 0) for a missing one.
+
+    Folder by folder, which takes far less of the system's time than one by one.
+    """
     wanted = set(paths)
     stats = dict.fromkeys(wanted, _MISSING)
     for folder in {path.rpartition("/")[0] for path in wanted}:
@@ -112,14 +115,14 @@ def _stat_all(root: Path, paths: Iterable[str]) -> _Stats:
     return stats
 
 
-def _mask_hashes(root: Path, masks: set[str], stats: _Stats, known: _Hashes) -> dict[str, str]:
+def _mask_hashes(root: Path, masks: set[str], stats: Stats, known: _Hashes) -> dict[str, str]:
     unknown = [path for path in masks if known.get(path, [])[:2] != [*stats[path]]]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(unknown, pool.map(lambda path: _hash(root / path), unknown), strict=True))
     return {path: found[path] if path in found else str(known[path][2]) for path in masks}
 
 
-def _settled(hashes: dict[str, str], stats: _Stats) -> _Hashes:
+def _settled(hashes: dict[str, str], stats: Stats) -> _Hashes:
     """What may be remembered of the masks' hashes."""
     latest = time.time_ns() - _SETTLED_NS
     return {

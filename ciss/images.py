@@ -119,8 +119,9 @@ def _exact(length: int, size: int) -> bool:
 
 def _enlarge(pixels: Pixels, height: int, width: int) -> Pixels:
     # Channels last in memory, as the pixels lie: only then is PyTorch's kernel the fast one. A
-    # cut-out would be copied by PyTorch's threads, of which each worker would get its own.
-    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    # cut-out would be copied by PyTorch's threads, of which each worker would get its own, and of
+    # an array that cannot be written, as a cache's, PyTorch warns.
+    image = torch.from_numpy(np.require(pixels, requirements="CW"))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(image, (height, width), mode="bilinear", antialias=True)
     array: Pixels = resized[0].permute(1, 2, 0).numpy()
     return array

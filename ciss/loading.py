@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from ciss.errors import CissError
+from ciss.image_cache import ImageCache
 from ciss.images import Pixels, read_pair, resize, resize_nearest
 
 #: area of a training crop as a share of the image's area, and its width over its height
@@ -63,8 +64,11 @@ class TrainingImages:
     """Randomly cropped and flipped training images; asked for by (epoch, position).
 
     ``rows`` has the columns ``image`` and ``mask``, relative to ``root``; ``lookup`` is uint8[256]
-    from raw mask values to training labels; samples are ``crop`` × ``crop`` pixels.
+    from raw mask values to training labels; samples are ``crop`` × ``crop`` pixels. With a
+    ``cache`` nothing is decoded; the samples are the same.
     """
+
+    cache: ImageCache | None = None
 
     def __init__(
         self, root: Path, rows: pd.DataFrame, lookup: Lookup, crop: int, seed: int
@@ -80,12 +84,12 @@ class TrainingImages:
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        image, mask = read_pair(self.root, self.pairs[position])
+        pair = self.pairs[position]
+        read = self.cache.read_pair(pair) if self.cache else read_pair(self.root, pair)
         rng = np.random.default_rng([_AUGMENTATION, self.seed, epoch, position])
-        box = random_crop_box(rng, *mask.shape)
+        box = random_crop_box(rng, *read[1].shape)
         flip = bool(rng.random() < 0.5)
-        # The labels are looked up first: a mask is mostly smaller than what is made of it.
-        pixels, labels = crop_and_flip(image, self.lookup.take(mask), box, flip, self.crop)
+        pixels, labels = crop_and_flip(*read, box, flip, self.crop, self.lookup)
         return pixels, labels, position
 
 
@@ -323,18 +327,26 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def crop_and_flip(
-    image: Pixels, values: Pixels, box: Box, flip: bool, crop: int
+    image: Pixels,
+    values: Pixels,
+    box: Box,
+    flip: bool,
+    crop: int,
+    lookup: Lookup | None = None,
 ) -> tuple[Pixels, Pixels]:
     """Cut ``box`` out, resize it to ``crop`` × ``crop`` and mirror it when ``flip``.
 
-    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W]. The image is resampled bilinearly
-    (antialiased), the values nearest, both with exactly Pillow's results. Returns uint8
-    [3, crop, crop] (channels last in memory) and uint8 [crop, crop].
+    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W], which become labels by ``lookup``. The
+    image is resampled bilinearly (antialiased), the values nearest, both with exactly Pillow's
+    results. Returns uint8 [3, crop, crop] (channels last in memory) and uint8 [crop, crop].
     """
     top, left, height, width = box
     rows, columns = slice(top, top + height), slice(left, left + width)
     pixels = resize(image[rows, columns], crop, flip)
-    return pixels.transpose(2, 0, 1), resize_nearest(values[rows, columns], crop, flip)
+    cut = values[rows, columns]
+    # Before they are resized: a cut-out is mostly smaller than the crop.
+    labels = resize_nearest(cut if lookup is None else lookup.take(cut), crop, flip)
+    return pixels.transpose(2, 0, 1), labels
 
 
 def resize_and_centre(image: Pixels, values: Pixels, size: int) -> tuple[Pixels, Pixels]:

@@ -199,6 +199,16 @@ def processes(resources):
     return max(gpus, 1) if chosen == "auto" else chosen
 
 
+def training_flags(wildcards, threads, resources):
+    """The same for a training job, which may keep decoded images."""
+    flags = shared_runtime_flags(wildcards, threads, resources)
+    folder = CONFIG["runtime"].get("cache", "none")
+    if folder == "none":
+        return flags
+    index = at(paths.INDEX.format(dataset=wildcards.dataset))
+    return flags + to_flags({"cache": folder, "index": index})
+
+
 @cache
 def state_at(name):
     """What the files of a data set are: their fingerprint, or why there is none.

@@ -36,7 +36,7 @@ rule train_base:
         ),
         progress=progress_file,
         data=data_state,
-        runtime=shared_runtime_flags,
+        runtime=training_flags,
     shell:
         "{params.program:q} --step 0 --method {wildcards.run} --seed {wildcards.seed}"
         " --split {input.split:q} --new-classes {params.classes} {params.files:q}"
@@ -94,7 +94,7 @@ rule train_step:
         ),
         progress=progress_file,
         data=data_state,
-        runtime=shared_runtime_flags,
+        runtime=training_flags,
     shell:
         "{params.program:q} --step {wildcards.step} {params.method:q}"
         " --seed {wildcards.seed} --split {input.split:q} --init {input.init:q}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -54,6 +55,15 @@ def load_case(case: dict[str, Any]) -> dict[str, np.ndarray]:
     assert folder is not None
     with np.load(folder / case["file"], allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def load_benchmark(name: str) -> Any:
+    """Import a script of ``benchmarks/``."""
+    path = REPOSITORY / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

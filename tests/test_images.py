@@ -51,6 +51,14 @@ def test_nearest_is_pillows(size: int) -> None:
         np.testing.assert_array_equal(resize_nearest(values, size, flip=True), mirrored)
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_cannot_be_written_are_resized_too() -> None:
+    pixels = noise(20, 30, 3)
+    pixels.flags.writeable = False
+    assert resize(pixels, 32).flags.writeable
+    np.testing.assert_array_equal(resize(pixels, 32), resize(noise(20, 30, 3), 32))
+
+
 def jpeg(mode: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise(61, 83, 3)).convert(mode).save(buffer, "JPEG", **options)

@@ -8,12 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import golden_cases, load_case
+from helpers import golden_cases, load_benchmark, load_case
 from PIL import Image
+from scipy.stats import ks_2samp
 
+from ciss import loading
 from ciss.datasets import list_images, open_dataset, shapes
 from ciss.errors import CissError
 from ciss.loading import (
+    RATIO,
+    SCALE,
     EpochBatches,
     EvaluationImages,
     TrainingBatches,
@@ -86,6 +90,47 @@ def test_crop_boxes_are_distributed_as_published(case: dict) -> None:
     assert abs((areas == 1).mean() - published["whole_image_fraction"]) < 0.018
     assert abs(areas.mean() - published["mean_area_fraction"]) < 0.008
     assert abs(np.log(width / height).mean()) < 0.3
+
+
+def drawn_by_torchvision(height: int, width: int, draws: int) -> np.ndarray:
+    """Boxes as torchvision draws them: rows of top, left, height, width."""
+    # The benchmark knows how to import torchvision where its compiled part does not fit.
+    crop = load_benchmark("input").torchvision_transforms().RandomResizedCrop
+    image = torch.empty(3, height, width)
+    torch.manual_seed(0)
+    return np.array([crop.get_params(image, SCALE, RATIO) for _ in range(draws)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 334), (240, 320), (360, 480)])
+def test_crops_and_flips_are_distributed_as_torchvisions(
+    height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, ...]] = []
+    pair = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    monkeypatch.setattr(loading, "read_pair", lambda *_: pair)
+    monkeypatch.setattr(
+        loading, "crop_and_flip", lambda _, __, box, flip, *___: (drawn.append((*box, flip)), None)
+    )
+    images = TrainingImages(
+        Path(), pd.DataFrame([("i", "m")] * 500, columns=["image", "mask"]), IDENTITY, 32, seed=2
+    )
+    for key in np.ndindex(8, 500):
+        images[key]
+    ours, flips = np.array(drawn)[:, :4], np.array(drawn)[:, 4]
+    theirs = drawn_by_torchvision(height, width, len(ours))
+    for measure in (
+        lambda box: box[:, 2] * box[:, 3],
+        lambda box: box[:, 3] / box[:, 2],
+        lambda box: box[:, 0] / np.maximum(height - box[:, 2], 1),
+        lambda box: box[:, 1] / np.maximum(width - box[:, 3], 1),
+        lambda box: np.all(box == (0, 0, height, width), axis=1),
+    ):
+        # Two samples of 4,000: a difference of 0.04 in the distributions is found.
+        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 0.001
+    # Four standard errors: half are flipped, large crops as often as small ones.
+    assert abs(flips.mean() - 0.5) < 2 / np.sqrt(len(flips))
+    area = ours[:, 2] * ours[:, 3]
+    assert abs(np.corrcoef(flips, area)[0, 1]) < 4 / np.sqrt(len(flips))
 
 
 def test_crop_falls_back_to_the_centre_of_a_long_image() -> None:

@@ -443,6 +443,7 @@ SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
         {"figures": 1, "class_figure": 4, "pages": 1, "tiny": 1} | ALL_MODELS,
     ),
     "workers": ("runtime={workers: 3}", {}),
+    "cache": ("runtime={cache: /nowhere}", {}),
     "device": ("runtime={device: auto}", {}),
     "threads": ("runtime={threads: 2}", {}),
     "gpus": ("runtime={gpus: 1}", {}),

@@ -23,13 +23,15 @@ from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.image_cache import ImageCache, cache_folder, cached_images
+from ciss.index import read_index
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 from ciss.models.pretrained import load_imagenet
 from ciss.progress import Progress, identity
-from ciss.runtime import Runtime, log, source_revision, start_torch, stop_request
+from ciss.runtime import Runtime, StopRequest, log, source_revision, start_torch, stop_request
 from ciss.training import Recipe, Training, train
 
 
@@ -119,6 +121,8 @@ def main(arguments: argparse.Namespace) -> None:
         if path is not None:
             remove_partial(path)
     with stop_request(runtime.minutes) as stop:
+        if arguments.cache is not None:
+            images.cache = open_cache(arguments, dataset.root, runtime.workers, stop)
         history = train(training, images, runtime, progress, stop)
         if not distributed.is_main():
             return
@@ -135,6 +139,27 @@ def main(arguments: argparse.Namespace) -> None:
             save_tensors(arguments.importances_out, method.importances(network), metadata)
         save_model(arguments.output, network, metadata)
         progress.finish()
+
+
+def open_cache(
+    arguments: argparse.Namespace, root: Path, workers: int, stop: StopRequest
+) -> ImageCache | None:
+    """Return the cache of decoded images that ``--cache`` asks for, written where there is none."""
+    folder = cache_folder(arguments.cache)
+    if arguments.index is None or not arguments.index.is_file():
+        log.warning("no cache of decoded images: --index %s is no file", arguments.index)
+        return None
+    cache = cached_images(
+        folder,
+        arguments.dataset,
+        root,
+        read_index(arguments.index),
+        workers=workers,
+        stopped=lambda: stop.reason,
+    )
+    if cache is not None:
+        log.info("decoded images from %s", cache.path)
+    return cache
 
 
 def digest(arguments: argparse.Namespace) -> list[str]:
@@ -164,6 +189,8 @@ if __name__ == "__main__":
     parser.add_argument("--importances-out", type=Path, help="importances to write")
     parser.add_argument("--output", type=Path, required=True, help="model to write")
     parser.add_argument("--history", type=Path, required=True, help="table of epochs to write")
+    parser.add_argument("--cache", help="folder of decoded images: reading them takes less time")
+    parser.add_argument("--index", type=Path, help="index of the data set, for --cache")
     parser.add_argument("--progress", type=Path, help="file that keeps the progress")
     add_flags(parser, NetworkConfig)
     add_flags(parser, Recipe)
