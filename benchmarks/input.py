@@ -182,6 +182,7 @@ def parts(
     ]
     rows = pd.DataFrame(pairs, columns=["image", "mask"])
     images = TrainingImages(root, rows, lookup, crop, seed=0)
+    as_pillow = [Image.fromarray(image) for image, _ in cut]
     samples = [images[0, number] for number in range(len(pairs))]
     batch = load_batch(samples, range(len(pairs)))
     return alternate(
@@ -192,8 +193,14 @@ def parts(
             "read and decode the image": lambda _: [
                 reading.read_image(root / image) for image, _ in pairs
             ],
+            "  the same by Pillow": lambda _: [
+                np.asarray(Image.open(root / image).convert("RGB")) for image, _ in pairs
+            ],
             "read and decode the mask": lambda _: [
                 reading.read_mask(root / mask) for _, mask in pairs
+            ],
+            "  the same by Pillow alone": lambda _: [
+                np.asarray(Image.open(root / mask)) for _, mask in pairs
             ],
             "look labels up": lambda _: [lookup.take(mask) for _, mask in decoded],
             "draw the crop": lambda turn: [
@@ -203,6 +210,10 @@ def parts(
             "resize the image (half of them mirrored)": lambda _: [
                 reading.resize(image, crop, flip=number % 2 == 0)
                 for number, (image, _) in enumerate(cut)
+            ],
+            "  resized by Pillow": lambda _: [
+                np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR))
+                for image in as_pillow
             ],
             "resize the labels": lambda _: [reading.resize_nearest(mask, crop) for _, mask in cut],
             "stack into a batch": lambda _: load_batch(samples, range(len(pairs))),

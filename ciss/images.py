@@ -121,7 +121,7 @@ def _enlarge(pixels: Pixels, height: int, width: int) -> Pixels:
     # Channels last in memory, as the pixels lie: only then is PyTorch's kernel the fast one. A
     # cut-out would be copied by PyTorch's threads, of which each worker would get its own, and of
     # an array that cannot be written, as a cache's, PyTorch warns.
-    image = torch.from_numpy(np.require(pixels, requirements="CW"))[None].permute(0, 3, 1, 2)
+    image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(image, (height, width), mode="bilinear", antialias=True)
     array: Pixels = resized[0].permute(1, 2, 0).numpy()
     return array
@@ -149,8 +149,11 @@ def _plain_png(content: bytes) -> Pixels | None:
             if chunk[1] == b"IDAT":
                 parts.append(content[place + 8 : place + 8 + chunk[0]])
             place += 12 + chunk[0]
-        # Each row begins with the number of its filter.
-        rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(height, width + 1)
+        pixels = b"".join(parts)
+        # Each row begins with the number of its filter; the first mostly tells what the others are.
+        if zlib.decompressobj().decompress(pixels, 1) != b"\0":
+            return None
+        rows = np.frombuffer(zlib.decompress(pixels), np.uint8).reshape(height, width + 1)
     except (struct.error, zlib.error, ValueError):
         return None
     return None if rows[:, 0].any() else rows[:, 1:]
