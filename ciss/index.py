@@ -239,7 +239,7 @@ def _map(
                 "to go on from there, with fewer workers (runtime.threads) if it comes back"
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:

@@ -1,4 +1,4 @@
-"""Settings for every test: one thread, and the helpers importable."""
+"""Settings for every test: one thread, no clock, and the helpers importable."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 # Before torch is imported: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("ciss", deadline=None)
+settings.load_profile("ciss")

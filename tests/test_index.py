@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -78,6 +79,7 @@ def test_rows_follow_the_lists_and_count_every_pixel(root: Path) -> None:
 
 def test_the_same_with_two_processes(root: Path) -> None:
     pd.testing.assert_frame_equal(build_index(opened(root), workers=2), build_index(opened(root)))
+    assert multiprocessing.active_children() == []
 
 
 def test_reads_back_what_was_written(root: Path, tmp_path: Path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import REPOSITORY, full_disk, run_python
+from PIL import Image
 
 from ciss import distributed, runtime, scripting
 from ciss.errors import CissError
+from ciss.flags import value_flags
+from ciss.index import read_index
+from ciss.splits import read_split, select
 
 SCRIPTS = sorted(
     path for path in (REPOSITORY / "workflow_scripts").glob("*.py") if path.name != "repository.py"
@@ -34,6 +40,52 @@ def test_every_script_explains_itself(
     for words in (docstring, "--log", "--traceback"):
         assert words in printed.out
     assert printed.err == ""
+
+
+def test_index_and_split_of_own_folders_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags as the rules pass them: mappings, class names with a space, several void values."""
+    for subset, values in (("train", [6, 7, 8, 0]), ("val", [6, 7, 99, 0])):
+        for number, value in enumerate(values):
+            for folder, suffix in (("i", "jpg"), ("m", "png")):
+                path = tmp_path / subset / folder / f"{number}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.full((8, 8), value, np.uint8)
+                pixels[0] = 0
+                Image.fromarray(pixels).save(path)
+    sides = {side: {s: f"{s}/{side[0]}" for s in ("train", "val")} for side in ("images", "masks")}
+    values = value_flags({"traffic light": 6, "road": [7, 8], "sky": 99})
+    dataset = ["--dataset", "own", "--kind", "folders", "--root", tmp_path]
+    dataset += ["--classes", "traffic light", "road", "--values", *values, "--void", 0, 255]
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS[0].parent), *sys.path])
+    for name, arguments in (
+        ("index.py", ["--files", json.dumps(sides), "--output", tmp_path / "index.csv"]),
+        (
+            "split.py",
+            [
+                *("--index", tmp_path / "index.csv", "--output", tmp_path / "split.csv"),
+                *("--scenario", "1-1", "--setup", "partitioned", "--steps", 0, 1),
+            ],
+        ),
+    ):
+        path = REPOSITORY / "workflow_scripts" / name
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, [*dataset, *arguments])])
+        runpy.run_path(str(path), run_name="__main__")
+    index = read_index(tmp_path / "index.csv")
+    assert index["labels"][[0, 2, 6]].tolist() == ["0:8 6:56", "0:8 8:56", "0:8 99:56"]
+    rows = read_split(tmp_path / "split.csv")
+    images = {
+        (step, subset): select(rows, step, subset)["image"].tolist()
+        for step in (0, 1)
+        for subset in ("train", "test")
+    }
+    assert images == {
+        (0, "train"): ["train/i/0.jpg"],
+        (0, "test"): ["val/i/0.jpg"],
+        (1, "train"): ["train/i/1.jpg", "train/i/2.jpg"],
+        (1, "test"): ["val/i/0.jpg", "val/i/1.jpg"],
+    }
 
 
 def test_a_script_runs_from_anywhere(tmp_path: Path) -> None:
