@@ -1,0 +1,1 @@
+"""The published way, written from its description: what the benchmarks compare with."""
