@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -334,6 +336,7 @@ class EpochTotals:
     """
 
     def __init__(self, training: Training, images: TrainingImages) -> None:
+        self.training = training
         self.image_pairs = images.pairs
         self.new = range(training.method.n_old or 1, training.method.n_old + training.method.n_new)
         n_classes = training.method.n_old + training.method.n_new
@@ -345,7 +348,8 @@ class EpochTotals:
         self.images = 0
         self.seconds = 0.0
         self._clock = time.perf_counter()
-        self._unchecked: deque[tuple[dict[str, Tensor], Tensor]] = deque()
+        #: terms, positions of the images, iteration
+        self._unchecked: deque[tuple[dict[str, Tensor], Tensor, int]] = deque()
 
     def add(
         self,
@@ -366,23 +370,35 @@ class EpochTotals:
         )
         self.batches += 1
         self.images += len(indices)
-        self._unchecked.append((terms, indices))
+        self._unchecked.append((terms, indices, self.training.iteration))
         if small_logits.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
             self._check()
 
     def _check(self) -> None:
         while self._unchecked:
-            terms, indices = self._unchecked.popleft()
+            terms, indices, iteration = self._unchecked.popleft()
             values = torch.stack([term.float() for term in terms.values()]).tolist()
             for name, value in zip(terms, values, strict=True):
-                if value != value or value in (float("inf"), -float("inf")):
-                    # Losses are the whole batch's, so all processes are here.
-                    shares = distributed.gathered([self.image_pairs[int(i)][0] for i in indices])
-                    names = ", ".join(name for share in shares for name in share)
-                    raise CissError(
-                        f"the loss term '{name}' became {value} on the images {names}; lower the "
-                        "learning rate or set recipe.precision to fp32"
-                    )
+                if not math.isfinite(value):
+                    raise self._diverged(name, value, indices, iteration, "penalty" in terms)
+
+    def _diverged(
+        self, term: str, value: float, indices: Tensor, iteration: int, penalised: bool
+    ) -> CissError:
+        """Say where a loss is no number any more, and what may help."""
+        # Losses are the whole batch's, so all processes are here.
+        shares = distributed.gathered([self.image_pairs[int(index)][0] for index in indices])
+        step = len(self.training.network.classes_per_step) - 1
+        advice = ["lower the learning rate"]
+        if penalised:
+            advice.append("lower the method's importance")
+        if self.training.dtype is not torch.float32:
+            advice.append("set recipe.precision to fp32")
+        return CissError(
+            f"step {step}, iteration {iteration} of {self.training.iterations}: the loss term "
+            f"'{term}' became {value} on the images {', '.join(chain.from_iterable(shares))}; "
+            + " or ".join(advice)
+        )
 
     def finish(self, epoch: int, training: Training) -> dict[str, float]:
         """Return the epoch's history row, after checking the losses not yet looked at."""

@@ -291,6 +291,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_term_and_images(
     named = [image for image, _ in images.pairs if image in str(raised.value)]
     assert len(named) == RECIPE.batch
     assert training.iteration == 2
+    assert str(raised.value).startswith("step 1, iteration 2 of ")
+    # In float32 and without a penalty there is one thing to try.
+    assert str(raised.value).endswith("; lower the learning rate")
 
 
 def test_divergence_stops_before_a_model_is_saved(
