@@ -167,7 +167,7 @@ rule prediction_figure:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
     resources:
-        gpu=min(gpus_per_job(), 1),
+        gpu=gpus_per_job(),  # all that a job may have: no two jobs shall be on the first
     params:
         program=program("prediction_figure.py"),
         style=option_flags(CONFIG["figures"]),
@@ -224,7 +224,7 @@ rule attribution_figures:
         "../envs/ciss.yaml"
     threads: CONFIG["runtime"]["threads"]
     resources:
-        gpu=min(gpus_per_job(), 1),
+        gpu=gpus_per_job(),  # all that a job may have: no two jobs shall be on the first
     params:
         program=program("attribution_figures.py"),
         style=option_flags(CONFIG["figures"]),

@@ -402,6 +402,60 @@ def test_a_failure_is_one_sentence_and_ends_all(
     assert "Traceback" not in done.stderr
 
 
+def launched(processes: int, code: str) -> int:
+    return distributed.launch(
+        processes, [sys.executable, "-c", f"import os, signal, sys, time\n{code}"]
+    )
+
+
+def test_a_launcher_leaves_with_the_worst_status() -> None:
+    code = "sys.exit(70 * (os.environ['RANK'] == '1' and os.environ['WORLD_SIZE'] == '3'))"
+    assert launched(3, code) == 70
+    assert launched(2, code) == 0
+
+
+def test_a_launcher_passes_signals_on_and_believes_a_job_that_ends_well() -> None:
+    # torchrun would leave with an error, and Snakemake delete what the job has written.
+    code = """
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(100)
+sys.exit("no signal came")
+"""
+    assert launched(1, code) == 0
+
+
+def test_a_launcher_does_not_wait_for_ever_for_those_that_one_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "_GRACE", ((0.1, signal.SIGTERM), (0.2, signal.SIGKILL)))
+    code = """
+if os.environ["RANK"] == "0":
+    sys.exit(1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(1000)
+"""
+    assert launched(2, code) == 1
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(os, "kill", lambda pid, number: ended.append(number))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    stop = StopRequest()
+    assert stop.reason is None
+    stop(signal.SIGUSR1, None)
+    stop(signal.SIGTERM, None)
+    clock[0] += 3  # a launcher passes on what everybody was sent
+    stop(signal.SIGTERM, None)
+    assert (stop.reason, ended) == ("SIGTERM", [])
+    clock[0] += 3  # somebody is impatient
+    stop(signal.SIGTERM, None)
+    assert ended == [signal.SIGTERM]
+
+
 def test_more_gpus_than_there_are_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CissError, match="3 GPUs are asked for, but PyTorch sees 0 here"):
         check_devices(Runtime(processes=3))
