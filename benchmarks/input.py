@@ -53,6 +53,7 @@ from ciss.loading import (
     load_batch,
     random_crop_box,
     to_network_input,
+    to_network_labels,
 )
 
 BATCH = 24
@@ -115,7 +116,7 @@ class PlainImages(Dataset[Tensors]):
 
 
 def on_this_cpu(batch: Batch) -> Tensors:
-    return to_network_input(batch[0]), batch[1].long()
+    return to_network_input(batch[0]), to_network_labels(batch[1])
 
 
 def cpu_ms(work: Callable[[int], object], turn: int, images: int) -> float:
@@ -218,7 +219,7 @@ def parts(
             "resize the labels": lambda _: [reading.resize_nearest(mask, crop) for _, mask in cut],
             "stack into a batch": lambda _: load_batch(samples, range(len(pairs))),
             "normalise (GPU's work where there is one)": lambda _: to_network_input(batch[0]),
-            "labels to int64 (the same)": lambda _: batch[1].long(),
+            "labels to int64 (the same)": lambda _: to_network_labels(batch[1]),
         },
         rounds,
         len(pairs),

@@ -293,6 +293,13 @@ def to_network_input(images: Tensor) -> Tensor:
     return planes.div_(255).sub_(mean).div_(std)
 
 
+def to_network_labels(labels: Tensor) -> Tensor:
+    """Turn labels, uint8 [B, H, W], into the losses' int64, on their device."""
+    if labels.device.type == "cpu":
+        return _empty(labels.shape, np.int64).copy_(labels)
+    return labels.long()
+
+
 @cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """``MEAN`` and ``STD`` as [3, 1, 1]; made once, as each copy to a GPU waits for its work."""

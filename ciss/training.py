@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ciss import distributed
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
-from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input
+from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input, to_network_labels
 from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
 from ciss.models import SegmentationNetwork, synchronise
@@ -276,7 +276,7 @@ def train(
     for epoch in range(training.iteration // len(batches), recipe.epochs):
         done = training.iteration - epoch * len(batches)
         for pixels, raw_labels, indices in _bar(batches, epoch, done, recipe.epochs):
-            labels = raw_labels.to(training.device, non_blocking=True).long()
+            labels = to_network_labels(raw_labels.to(training.device, non_blocking=True))
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
             terms, small_logits = training.update(inputs, labels, batches.share)
             totals.add(terms, small_logits, labels, indices)
@@ -450,7 +450,8 @@ def _prepared(training: Training, batches: TrainingBatches) -> Iterator[tuple[Te
     for batch in batches.epoch(training.recipe.epochs):
         pixels, labels = (tensor.split(batches.share.sizes) for tensor in batch[:2])
         for part, its_labels in zip(pixels, labels, strict=True):
-            yield to_network_input(part.to(training.device)), its_labels.to(training.device).long()
+            inputs = to_network_input(part.to(training.device))
+            yield inputs, to_network_labels(its_labels.to(training.device))
 
 
 def _epoch_line(row: dict[str, float], training: Training) -> str:

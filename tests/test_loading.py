@@ -30,6 +30,7 @@ from ciss.loading import (
     random_crop_box,
     resize_and_centre,
     to_network_input,
+    to_network_labels,
 )
 
 IDENTITY = np.arange(256, dtype=np.uint8)
@@ -194,6 +195,7 @@ def test_batches_have_the_stated_types(root: Path) -> None:
     # As decoded: the device brings them into the network's order, at no cost for the CPU.
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert to_network_input(images).is_contiguous()
+    assert torch.equal(to_network_labels(labels), labels.long())
 
 
 def test_an_epoch_leaves_the_global_random_state_alone(root: Path) -> None:
