@@ -16,9 +16,9 @@ import pandas as pd
 
 #: lines that are kept of a long log; fewer where all logs together would make the page too large
 LOG_LINES = (300, 100, 30, 10)
-#: bytes of the packed logs that leave room for the rest of a page: Chromium opens no page of more
-#: than two megabytes that is embedded in another, where base64 adds a third
-MOST_PACKED = 1_200_000
+#: bytes of a page up to which logs are kept longer: Chromium opens no page of more than two
+#: megabytes that another one embeds, and embedding adds a third
+MOST_BYTES = 1_500_000
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; color: #1a1a1a; background: #fff; }
@@ -95,8 +95,9 @@ def page(title: str, *parts: str, logs: Mapping[str, str] | None = None) -> str:
     """Return a whole page of ``parts``, which are HTML; ``logs`` are what its buttons show."""
     scripts = [f"<script>{_SORT}</script>"]
     if logs is not None:
+        room = MOST_BYTES - sum(len(part.encode()) for part in parts)
         scripts += [
-            f'<script type="text/plain" id="logs">{_packed(logs)}</script>',
+            f'<script type="text/plain" id="logs">{_packed(logs, room)}</script>',
             f"<script>{_LOGS}</script>",
         ]
     return "\n".join(
@@ -172,12 +173,12 @@ def shortened(log: str, lines: int) -> str:
     return "\n".join([*every[:head], left_out, *every[-tail:]])
 
 
-def _packed(logs: Mapping[str, str]) -> str:
+def _packed(logs: Mapping[str, str], room: int) -> str:
     packed = b""
     for lines in LOG_LINES:
         kept = {key: shortened(log, lines) for key, log in logs.items()}
         packed = base64.b64encode(gzip.compress(json.dumps(kept).encode(), mtime=0))
-        if len(packed) <= MOST_PACKED:
+        if len(packed) <= room:
             break
     return packed.decode()
 

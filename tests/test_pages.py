@@ -81,10 +81,14 @@ def test_logs_fit_in_a_page_that_browsers_open(trainings: int, whole: bool) -> N
         )
         for number in range(trainings)
     }
-    page = pages.page("Jobs", logs=logs)
+    buttons = [(key, f"ade/100-5/mib_awt/seed1/step{key}/logs/train.log") for key in logs]
+    frame = pd.DataFrame({"of": "ade/100-5/mib_awt/seed1/step10", "seconds": 1.5}, index=[*logs])
+    frame["log"] = pd.Series(buttons, index=frame.index, dtype=object)
+    page = pages.page("Jobs", pages.table(frame, buttons="log"), logs=logs)
     assert len(base64.b64encode(page.encode())) < 2e6
     assert (unpacked(page) == logs) == whole
     assert unpacked(page)["0"].endswith(logs["0"].splitlines()[-1])
+    assert len(unpacked(page)) == trainings
 
 
 def test_long_logs_lose_their_middle() -> None:
