@@ -519,7 +519,7 @@ def test_a_signalled_job_saves_leaves_nobody_behind_and_goes_on_under_torchrun(
     assert done.returncode == 0, done.stderr
     text = log.read_text()
     assert text.count("going on after iteration") == 1
-    assert "on 2 processes, batch norm over 4 images" in text
+    assert "batches of 4 images, batch norm over 4 of them; processes: 2" in text
     assert pd.read_csv(log.with_name("history"))["epoch"].tolist() == list(range(1, 13))
     _, metadata = load_model(log.with_name("model"))
     assert (metadata["processes"], metadata["bn_batch"]) == (2, 4)

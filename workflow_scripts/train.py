@@ -111,10 +111,10 @@ def main(arguments: argparse.Namespace) -> None:
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
     together = micro_batches(len(images), recipe.batch, recipe.accumulate)
     log.info(
-        "batches of %d images on %d processes, batch norm over %d images",
+        "batches of %d images, batch norm over %d of them; processes: %d",
         sum(together),
-        distributed.size(),
         min(together),
+        distributed.size(),
     )
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
     for path in (arguments.output, arguments.history, arguments.importances_out):
