@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,19 @@ def per_step(tidy: pd.DataFrame, score: str = "all", digits: int = 2) -> list[Ta
     return tables
 
 
-def beside_published(distances: pd.DataFrame, digits: int = 2) -> list[Table]:
+def beside_published(
+    distances: pd.DataFrame, summary: pd.DataFrame, digits: int = 2
+) -> list[Table]:
     """Lay out ours, the published number and the difference, for each dataset and scenario.
 
-    ``distances``: of ``comparison.distances``. Where papers count the background or do not, a run
-    has a row for either.
+    ``distances``: of ``comparison.distances``; ``summary``: what it was made of. Where papers count
+    the background or do not, a run has a row for either.
     """
     tables = []
+    runs: dict[tuple[Any, ...], Mapping[Any, Any]] = {
+        tuple(run[key] for key in ("dataset", "scenario", "method", "init")): run
+        for run in results.over_seeds(summary).to_dict("records")
+    }
     for (dataset, scenario), group in distances.groupby(["dataset", "scenario"], sort=False):
         heads = dict(zip(("old", "new", "all"), _class_heads(group), strict=True))
         if int(group["n_steps"].iloc[0]) == 1:
@@ -77,7 +83,16 @@ def beside_published(distances: pd.DataFrame, digits: int = 2) -> list[Table]:
             found: dict[str, Mapping[Any, Any]] = {
                 cell["score"].partition("_")[0]: cell for cell in cells.to_dict("records")
             }
-            shown = [text for score in heads for text in _beside(found.get(score), digits)]
+            ours = runs[dataset, scenario, method, init]
+            shown = [
+                text
+                for score in heads
+                for text in (
+                    _beside(found[score], digits)
+                    if score in found
+                    else (_ours(ours, published.SCORES[bool(background)][score], digits), *_NONE)
+                )
+            ]
             shown.append(_sources(found))
             name += "" if background else ", no background"
             rows.append((name, tuple(map(Cell, shown))))
@@ -191,10 +206,17 @@ _BESIDE = (
 _NOT_SEEN = " †: inferred or derived, not printed so in the source."
 
 
-def _beside(cell: Mapping[Any, Any] | None, digits: int) -> tuple[str, str, str]:
+_NONE = (MISSING, MISSING)
+
+
+def _ours(run: Mapping[Any, Any], score: str, digits: int) -> str:
+    """Our score of a run of ``results.over_seeds``, whether or not anything is published."""
+    seeds = int(run["seeds"])
+    return _Value(run[score], run[f"{score}_sd"], seeds).text(digits, False) if seeds else MISSING
+
+
+def _beside(cell: Mapping[Any, Any], digits: int) -> tuple[str, str, str]:
     """Ours, published and difference of one cell."""
-    if cell is None:
-        return MISSING, MISSING, MISSING
     value = f"{cell['published']:.1f}"
     if float(value) != cell["published"]:
         value = f"{cell['published']:.2f}"
@@ -218,26 +240,55 @@ def _sources(cells: Mapping[str, Mapping[Any, Any]]) -> str:
 def build(summary: pd.DataFrame, digits: int = 2, note: str = "") -> list[Table]:
     """Lay out one table for each dataset: a row a run, for each scenario a group of columns.
 
-    Rows and groups keep the order in which ``summary`` first names them. A run's number of seeds
-    is in the caption where it is the same everywhere, else in a column of its own. ``note`` is a
-    sentence for the caption.
+    Rows and groups keep the order in which ``summary`` first names them. The number of seeds is in
+    the caption where it is the same everywhere, else in each cell. ``note`` is a sentence for the
+    caption.
     """
-    tables = []
-    for dataset, group in summary.groupby("dataset", sort=False):
-        columns = [
-            column
-            for _, scenario in group.groupby("scenario", sort=False)
-            for column in _columns(scenario)
-        ]
-        values: dict[tuple[str, object], _Value] = {
-            (str(run), (scenario, score)): _Value.over(part[score])
-            for (run, scenario), part in group.groupby(["run", "scenario"], sort=False)
-            for score in _SHOWN
-        }
-        title = _dataset_name(str(dataset))
-        caption = " ".join(filter(None, [_caption(group), note]))
-        tables.append(_table(title, caption, columns, _names(group), values, digits))
-    return tables
+    return [
+        _by_scenario(
+            group,
+            _dataset_name(str(dataset)),
+            " ".join(filter(None, [_caption(group), note])),
+            _columns,
+            digits,
+        )
+        for dataset, group in summary.groupby("dataset", sort=False)
+    ]
+
+
+def without_background(summary: pd.DataFrame, digits: int = 2) -> list[Table]:
+    """Lay out the means that leave the background out, and the harmonic mean, as ``build`` does."""
+    return [
+        _by_scenario(
+            group,
+            f"{_dataset_name(str(dataset))}, background left out",
+            _CAPTION_WITHOUT,
+            _columns_without_background,
+            digits,
+        )
+        for dataset, group in summary.groupby("dataset", sort=False)
+    ]
+
+
+def _by_scenario(
+    summary: pd.DataFrame,
+    title: str,
+    caption: str,
+    columns_of: Callable[[pd.DataFrame], list[_Column]],
+    digits: int,
+) -> Table:
+    """Lay out one data set: a row a run, for each scenario the columns that it has."""
+    columns = [
+        column
+        for _, scenario in summary.groupby("scenario", sort=False)
+        for column in columns_of(scenario)
+    ]
+    values: dict[tuple[str, object], _Value] = {
+        (str(run), (scenario, score)): _Value.over(part[score])
+        for (run, scenario), part in summary.groupby(["run", "scenario"], sort=False)
+        for score in results.SCORES
+    }
+    return _table(title, caption, columns, _names(summary), values, digits)
 
 
 @dataclass(frozen=True)
@@ -322,6 +373,22 @@ def _columns(scenario: pd.DataFrame) -> list[_Column]:
     ]
 
 
+def _columns_without_background(scenario: pd.DataFrame) -> list[_Column]:
+    first = scenario.iloc[0]
+    name, steps = str(first["scenario"]), int(first["n_steps"])
+    base, last = int(first["n_base"]), int(first["n_classes"])
+    if steps == 1:
+        return [_Column(name, f"1-{last}", (name, "all_without_background"))]
+    return [
+        _Column(f"{name} ({steps} steps)", head, (name, score))
+        for head, score in (
+            (f"1-{base}", "old_without_background"),
+            (f"1-{last}", "all_without_background"),
+            ("harmonic", "harmonic"),
+        )
+    ]
+
+
 def _class_heads(scenario: pd.DataFrame) -> tuple[str, str, str]:
     """Heads of old, new and all: ``0-15``, ``16-20``, ``all``."""
     base, last = (int(scenario[name].iloc[0]) for name in ("n_base", "n_classes"))
@@ -335,6 +402,13 @@ _CAPTION = (
 _CAPTION_STEPS = (
     " avg: mean over the steps of the mIoU of the classes seen by then. forg.: forgetting, the "
     "best earlier IoU minus the final one, mean over the base classes (smaller is better)."
+)
+
+
+_CAPTION_WITHOUT = (
+    "mIoU (%) after the last step over the base classes and all classes without the background, as "
+    "MiB reports. harmonic: harmonic mean of the base classes with the background and the classes "
+    "learned later."
 )
 
 

@@ -321,7 +321,7 @@ def test_differences_are_to_the_mean_over_seeds() -> None:
 
 
 def test_the_table_beside_published_numbers() -> None:
-    (table,) = tables.beside_published(comparison.distances(summary(3), BESIDE))
+    (table,) = tables.beside_published(comparison.distances(summary(3), BESIDE), summary(3))
     text = table_formats.markdown(table)
     assert "### Pascal VOC 2012 15-1, beside published numbers" in text
     head = "| Method | 0-15: ours | publ. | diff. | 16-20: ours | publ. | diff. | all: ours |"
@@ -338,12 +338,22 @@ def re_found(text: str, pattern: str) -> bool:
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
+def test_ours_is_there_where_nothing_is_published_of_a_cell() -> None:
+    run = ReportedRun("voc", "15-1", "lwf", "", (16, 1, 1, 1, 1, 1), "15/ce")
+    made = reports.summary_of_all(reports.tidy_table([]), [run], [1])
+    made[results.SCORES] = 40.0
+    distances = comparison.distances(made, {"voc_15-1_lwf": "voc/15-1/lwf"})
+    (table,) = tables.beside_published(distances, made)
+    text = table_formats.markdown(table)
+    assert "| LWF | 40.00 | – | – | 40.00 | – | – | 40.00 | 5.5 | +34.50 | RCIL |" in text
+
+
 def test_what_was_not_printed_so_is_marked_and_its_sources_are_told_apart() -> None:
     run = ReportedRun("ade", "100-50", "mib", "awt", (101, 50), "100/ce")
     made = reports.summary_of_all(reports.tidy_table([]), [run], [1])
     made[results.SCORES] = 40.0
     distances = comparison.distances(made, {"ade_100-50_mib_awt": "ade/100-50/mib_awt"})
-    (table,) = tables.beside_published(distances)
+    (table,) = tables.beside_published(distances, made)
     text = table_formats.markdown(table)
     assert "| 40.9 † | -0.90 | 40.00 | 24.9 † | +15.10 | 40.00 | 35.6 | +4.40 |" in text
     assert "| old, new: AWT-best; all: AWT-results |" in text
@@ -372,7 +382,7 @@ def test_the_distance_report_has_a_line_for_each_cell() -> None:
 
 def test_without_published_numbers_there_are_no_tables_and_one_sentence() -> None:
     distances = comparison.distances(summary(1), {})
-    assert tables.beside_published(distances) == []
+    assert tables.beside_published(distances, summary(1)) == []
     steps = comparison.base_steps(tidy({("ft", 1): 70.0}), STEP_0_OF, {})
     assert tables.distance_report(distances, steps, {}) == (
         "# Distance to the papers\n\nNothing is published of these experiments.\n"

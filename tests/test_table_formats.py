@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ciss import comparison, table_formats, tables
+from ciss import comparison, results, table_formats, tables
 from ciss.table_formats import Cell, Table
 
 #: everything that means something in one of the formats
@@ -156,7 +156,9 @@ def test_latex_of_results_beside_published_numbers_compiles(tmp_path: Path) -> N
         "confidence": "derived",
         "note": "",
     }
-    (table,) = tables.beside_published(pd.DataFrame([cell]))
+    ours = {name: cell[name] for name in (*results.KEYS[:-1], *results.PROTOCOL)}
+    summary = pd.DataFrame([ours | dict.fromkeys(results.SCORES, 50.0) | {"seed": 1}])
+    (table,) = tables.beside_published(pd.DataFrame([cell]), summary)
     source = table_formats.latex(table)
     assert r"50.00 $\pm$ 1.50 & 49.1 $\dagger$ & +0.90 & A\_B \\" in source
     parse(source)

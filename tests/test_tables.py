@@ -106,6 +106,25 @@ def test_offline_has_one_column():
     assert "forg." not in table.caption
 
 
+def test_the_background_may_be_left_out():
+    values = scores(math.nan) | {
+        "old_without_background": 30.0,
+        "all_without_background": 25.0,
+        "harmonic": 20.0,
+    }
+    rows = summary(
+        row("2-1", "ft", 0, **values),
+        row("2-1", "mib", 0, **scores(40.0)),
+        row("offline", "ft", 0, **values),
+    )
+    (table,) = tables.without_background(rows)
+    text = table_formats.markdown(table)
+    assert "### Pascal VOC 2012, background left out" in text
+    assert "| Method | 2-1 (3 steps): 1-2 | 1-4 | harmonic | offline: 1-4 |" in text
+    assert "| FT | 30.00 | 25.00 | 20.00 | 25.00 |" in text
+    assert "| MiB | **40.00** | **40.00** | **40.00** | – |" in text
+
+
 def test_each_dataset_has_its_table(two_seeds):
     both = pd.concat([two_seeds, summary(row("3-1", "ft", 0, "my_data", **scores(1.0)))])
     assert [table.title for table in tables.build(both)] == ["Pascal VOC 2012", "my_data"]

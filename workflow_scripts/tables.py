@@ -31,19 +31,22 @@ def main(arguments: argparse.Namespace) -> None:
     notes = [f"Constants: preset {arguments.preset}.", *missed]
     if missing:
         notes.append(f"Partial: {len(found)} of {len(wanted)} evaluations are there.")
-    laid_out = tables.build(summary, note=" ".join(notes)) + tables.beside_published(distances)
+    shown = tables.build(summary, note=" ".join(notes))
+    shown += tables.beside_published(distances, summary)
+    # More than a terminal should be filled with.
+    every = shown + tables.without_background(summary)
     gaps = reports.say_missing(missing)
 
     folder: Path = arguments.output
     results.write_table(folder / "results.csv", tidy)
     results.write_table(folder / "summary.csv", summary)
     write_text(folder / "table.csv", tables.csv(summary))
-    markdown = [*map(table_formats.markdown, [*laid_out, *tables.per_step(tidy)])]
+    markdown = [*map(table_formats.markdown, [*every, *tables.per_step(tidy)])]
     if gaps:
         markdown.append(table_formats.markdown_list("Missing evaluations", gaps))
     write_text(folder / "table.md", "\n".join(markdown))
-    write_text(folder / "table.tex", "\n".join(map(table_formats.latex, laid_out)))
-    text = [*map(table_formats.text, laid_out)]
+    write_text(folder / "table.tex", "\n".join(map(table_formats.latex, every)))
+    text = [*map(table_formats.text, shown)]
     if gaps:
         text.append("".join(f"missing: {name}: {said}\n" for name, said in gaps.items()))
     write_text(folder / "table.txt", "\n".join(text))
