@@ -102,7 +102,7 @@ def drawn_by_torchvision(height: int, width: int, draws: int) -> np.ndarray:
     return np.array([crop.get_params(image, SCALE, RATIO) for _ in range(draws)])
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 334), (240, 320), (360, 480)])
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 334), (500, 500)])
 def test_crops_and_flips_are_distributed_as_torchvisions(
     height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +115,7 @@ def test_crops_and_flips_are_distributed_as_torchvisions(
     images = TrainingImages(
         Path(), pd.DataFrame([("i", "m")] * 500, columns=["image", "mask"]), IDENTITY, 32, seed=2
     )
-    for key in np.ndindex(8, 500):
+    for key in np.ndindex(16, 500):
         images[key]
     ours, flips = np.array(drawn)[:, :4], np.array(drawn)[:, 4]
     theirs = drawn_by_torchvision(height, width, len(ours))
@@ -126,8 +126,8 @@ def test_crops_and_flips_are_distributed_as_torchvisions(
         lambda box: box[:, 1] / np.maximum(width - box[:, 3], 1),
         lambda box: np.all(box == (0, 0, height, width), axis=1),
     ):
-        # Two samples of 4,000: a difference of 0.04 in the distributions is found.
-        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 0.001
+        # Two samples of 8,000: a difference of 0.03 in the distributions is found.
+        assert ks_2samp(measure(ours), measure(theirs), method="asymp").pvalue > 0.001
     # Four standard errors: half are flipped, large crops as often as small ones.
     assert abs(flips.mean() - 0.5) < 2 / np.sqrt(len(flips))
     area = ours[:, 2] * ours[:, 3]
