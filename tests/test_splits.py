@@ -176,6 +176,21 @@ def test_the_partition_knows_neither_the_scenario_nor_orders() -> None:
     assert one.equals(other_step_0)
 
 
+def test_the_draws_are_those_of_the_authors_loop() -> None:
+    """One call of ``choice`` for each image in turn, as in the code of arXiv 2405.09858."""
+    index = draws(300)
+    present = presence(index, pets())
+    rng = np.random.RandomState(0)
+    expected = []
+    for number in np.argsort(index["image"].to_numpy(dtype=str)):
+        # cat 8, dog 12, person 15: the learning order is that of the mask values
+        classes = [label for label in (1, 2, 3) if present[number, label]]
+        if index["subset"][number] == "train" and classes:
+            expected.append((number, classes[rng.choice(len(classes))]))
+    home = partition(index, pets(), present)
+    assert [home[number] for number, _ in expected] == [label for _, label in expected]
+
+
 def test_images_without_a_class_belong_to_no_step_and_take_no_draw() -> None:
     index = draws()
     without = pd.concat(
