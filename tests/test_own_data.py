@@ -45,9 +45,15 @@ def make_fields(root: Path, n_images: int = 24) -> None:
 def run(command: str, folder: Path, *more: str) -> Run:
     program, *arguments = shlex.split(command)
     assert program == "snakemake"
-    # Twelve jobs, on a machine that may be busy.
+    # A dozen jobs and more, on a machine that may be busy.
     done = run_python("-m", "snakemake", *arguments, *more, cwd=folder, timeout=900)
     return Run(done.returncode, done.stdout + done.stderr)
+
+
+def work(done: Run) -> dict[str, int]:
+    """The jobs that are not about tables and figures."""
+    rules = ("index", "split", "train_base", "attribute", "transfer", "train_step", "evaluate")
+    return {rule: count for rule, count in done.jobs.items() if rule in rules}
 
 
 def test_the_example_on_the_page(tmp_path: Path) -> None:
@@ -64,13 +70,9 @@ def test_the_example_on_the_page(tmp_path: Path) -> None:
         "transfer": 1,
         "train_step": 1,
         "evaluate": 2,
-        "table": 1,
-        "figures": 1,
-        "class_figure": 1,
-        "fields_2-2_mib_awt": 1,
     }
     dry = run(planned, folder)
-    assert (dry.status, dry.jobs) == (0, jobs), dry.output
+    assert (dry.status, work(dry)) == (0, jobs), dry.output
     done = run(real, folder)
     assert done.status == 0, done.output
 
@@ -83,8 +85,7 @@ def test_the_example_on_the_page(tmp_path: Path) -> None:
     # Every mask shows four of the six values, and void is not counted.
     assert 0 < int(confusion.matrix.sum()) <= 6 * 32 * 32
 
-    labels_changed = {**jobs, "split": 0, "index": 0}
-    labels_changed = {rule: count for rule, count in labels_changed.items() if count}
+    labels_changed = {rule: jobs[rule] for rule in jobs if rule not in ("index", "split")}
     for change, expected in (
         ("subset: true", {}),
         ("evaluation: {images: val}", {}),
@@ -92,4 +93,5 @@ def test_the_example_on_the_page(tmp_path: Path) -> None:
         ("files: {seed: 1}", jobs),
     ):
         again = run(planned, folder, "--config", f"datasets={{fields: {{{change}}}}}")
-        assert (again.status, again.jobs) == (0, expected), (change, again.output)
+        assert (again.status, work(again)) == (0, expected), (change, again.output)
+        assert bool(again.jobs) == bool(expected), change
