@@ -96,7 +96,7 @@ def copy_project(folder: Path) -> Path:
 
 
 def run_python(
-    *arguments: object, cwd: Path, timeout: float = 300
+    *arguments: object, cwd: Path, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run this Python with ``arguments`` in ``cwd``; output and errors as text."""
     return subprocess.run(
