@@ -40,7 +40,9 @@ class Upsampled(NamedTuple):
         (height, width), (tall, wide) = maps.shape[2:], self.size
         vertical = interpolation(height, tall, maps.dtype, maps.device)[rows]
         horizontal = interpolation(width, wide, maps.dtype, maps.device)
-        return vertical @ maps @ horizontal.T
+        # Autocast would round a matrix product to half precision.
+        with torch.autocast(maps.device.type, enabled=False):
+            return vertical @ maps @ horizontal.T
 
 
 #: (labels [b, r, W], student's logits [b, N, r, W], the teacher's or None, …) -> maps [b, r, W]

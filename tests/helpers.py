@@ -22,6 +22,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+#: where programs that the tests start keep what they cache; gone when the tests end
+_CACHE = tempfile.TemporaryDirectory(prefix="ciss-tests-")
+
 
 def golden_dir() -> Path | None:
     """Folder with the values of the published implementation, or None where there is none."""
@@ -102,7 +105,7 @@ def run_python(
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache")},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": _CACHE.name},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -115,6 +115,20 @@ def test_a_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert methods.create("my-own", {}, 3, 1).options == {"distillation": 100.0}
 
 
+def test_a_file_with_two_methods_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning could take one of them, and training the other."""
+    (tmp_path / "two_in_one.py").write_text(
+        "from ciss.methods.ft import FineTuning\n\n\n"
+        "class B(FineTuning):\n    pass\n\n\nclass A(B):\n    pass\n"
+    )
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    for find in (methods.describe, methods.method_class):
+        with pytest.raises(TypeError, match="two_in_one has 2 subclasses"):
+            find("two-in-one")
+
+
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(CissError, match="did you mean 'plop'"):
         methods.method_class("plopp")

@@ -49,9 +49,11 @@ def test_blocks_are_parts_of_the_upsampled_logits(small: tuple[int, int]) -> Non
         torch.testing.assert_close(ours, whole[images, :, rows])
 
 
-def test_half_precision_is_upsampled_in_float32() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_upsampled_in_float32(autocast: bool) -> None:
     maps = draw(1, 4, 6, 5).to(torch.bfloat16)
-    ours = Upsampled(maps, SIZE).block(slice(0, 1), slice(0, 24))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        ours = Upsampled(maps, SIZE).block(slice(0, 1), slice(0, 24))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, upsample(maps.float(), SIZE))
 

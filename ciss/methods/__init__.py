@@ -16,13 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciss.errors import CissError
 from ciss.names import unknown
 
 if TYPE_CHECKING:
     from ciss.methods.base import Method
+
+_T = TypeVar("_T")
 
 _BASE = ("ciss.methods.base", "Method")
 _FACTS = ("defaults", "default_init", "base_objective", "keeps_importances")
@@ -51,10 +53,9 @@ def describe(name: str) -> Description:
     They must be literals there, or inherited. Raises ``CissError`` for an unknown name.
     """
     module = _module(name)
-    for node in _syntax(module).body:
-        if isinstance(node, ast.ClassDef) and (facts := _facts(module, node.name)) is not None:
-            return Description(**facts)
-    raise TypeError(f"{module} has no subclass of Method")
+    classes = [node.name for node in _syntax(module).body if isinstance(node, ast.ClassDef)]
+    found = [facts for facts in (_facts(module, name) for name in classes) if facts is not None]
+    return Description(**_only(module, found))
 
 
 def method_class(name: str) -> type[Method]:
@@ -62,10 +63,12 @@ def method_class(name: str) -> type[Method]:
     from ciss.methods.base import Method
 
     module = importlib.import_module(_module(name))
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if issubclass(member, Method) and member.__module__ == module.__name__:
-            return member
-    raise TypeError(f"{module.__name__} has no subclass of Method")
+    found = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Method) and member.__module__ == module.__name__
+    ]
+    return _only(module.__name__, found)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -93,6 +96,13 @@ def create_base(objective: str, n_new: int) -> Method:
 
         return ImportanceRecording(describe("rw").defaults, 0, n_new)
     raise CissError(unknown("base objective", objective, ["ce", "ce-importance", "bce"]))
+
+
+def _only(module: str, found: list[_T]) -> _T:
+    """Return the only subclass of a module, or what is known of it."""
+    if len(found) != 1:
+        raise TypeError(f"{module} has {len(found)} subclasses of Method; it must have one")
+    return found[0]
 
 
 def _module(name: str) -> str:
