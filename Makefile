@@ -41,8 +41,9 @@ pets: need-root setup
 	$(SNAKEMAKE) --configfile configs/pets.yaml --config 'datasets={pets: {root: "$(ROOT)"}}' --cores $(CORES) pets
 	@$(BIN)/python workflow_scripts/show_report.py results/pets/reports/pets
 
+# One process more than cores: the one with the tests on SLURM mostly waits.
 test: setup
-	$(BIN)/python -m pytest -n $(CORES) --dist worksteal
+	$(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 snakemake --list                          the experiments of the configuration
 snakemake -n voc_15-1_mib_awt             what an experiment would run
+snakemake plan voc_15-1_mib_awt           how long that would take
 snakemake --profile slurm voc_15-1_mib_awt
 """
 
@@ -31,6 +32,7 @@ localrules:
     class_figure,
     pages,
     paper,
+    plan,
 
 
 include: "rules/common.smk"
@@ -43,6 +45,7 @@ include: "rules/train.smk"
 include: "rules/awt.smk"
 include: "rules/evaluate.smk"
 include: "rules/paper.smk"
+include: "rules/plan.smk"
 include: "rules/pages.smk"
 include: "rules/targets.smk"
 

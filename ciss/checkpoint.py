@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,18 @@ def load_tensors(
         raise CissError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise CissError(
-            f"{path} is damaged or not a safetensors file ({error}); delete it and make it again"
+            f"{path} is damaged or not a safetensors file ({error}); {_again(path)}"
         ) from None
     if _checksum(tensors) != header["sha256"]:
-        raise CissError(f"{path} is damaged: its checksum differs; delete it and make it again")
+        raise CissError(f"{path} is damaged: its checksum differs; {_again(path)}")
     return tensors, header["content"]
+
+
+def _again(path: Path | str) -> str:
+    return (
+        "delete it and start the same command again, which makes it and what follows from it anew: "
+        f"rm {shlex.quote(str(path))}"
+    )
 
 
 def _header(path: Path | str, entries: Mapping[str, str], kind: str) -> dict[str, Any]:

@@ -18,14 +18,26 @@ import snakemake.cli
 # The library beside this file, wherever Snakemake was started.
 sys.path.insert(0, str(workflow.basedir))
 
+import ciss.cluster
 import ciss.config
 import ciss.fingerprint
 import ciss.prepare
 import ciss.published
+import ciss.records
 from ciss import examples, experiments, methods, paths
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name
+
+
+def only_looks():
+    """Whether nothing will be run, so that nothing need be there yet; known after parsing."""
+    return workflow.dryrun or "--summary" in sys.argv
+
+
+@cache
+def warn_once(message):
+    print(message, file=sys.stderr)
 
 
 def stop(message):
@@ -47,6 +59,40 @@ if workflow.is_main_process and not workflow.dryrun:
             f"results is '{RESULTS}', but {existing} is no folder that can be written; set results "
             "to one"
         )
+if "--unlock" in sys.argv:
+    jobs = ciss.cluster.unfinished_jobs(Path(".snakemake"))
+    if jobs:
+        stop(
+            f"jobs {', '.join(jobs)} that Snakemake submitted from this folder still wait or run. "
+            "A second Snakemake would submit the same work again. Let them end, or cancel them "
+            f"(training goes on from its progress): scancel {' '.join(jobs)}"
+        )
+SNAKEMAKE_FOLDER = Path(".snakemake").absolute()
+
+
+def keep_records():
+    """Note beside the results what they were made of, for whoever uses them elsewhere."""
+    ciss.records.keep(Path(RESULTS), SNAKEMAKE_FOLDER)
+
+
+if workflow.is_main_process:
+    keep_records()
+    for path in ciss.records.adopt(Path(RESULTS), SNAKEMAKE_FOLDER, warn_once):
+        warn_once(
+            f"Warning: {path} is not the file that {path.parent / ciss.records.FILE} describes. "
+            "If it was damaged on the way here, copy it again; or delete it, and it is made anew "
+            "when it is needed."
+        )
+
+
+onsuccess:
+    keep_records()
+
+
+onerror:
+    keep_records()
+
+
 STEP_AFTER_0 = "[1-9][0-9]*"
 
 

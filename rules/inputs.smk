@@ -16,7 +16,7 @@ def weights(wildcards):
         case "published" | "torchvision" as source:
             return at(f"weights/{source}-{model['backbone']}.pth")
         case path:
-            if not Path(path).is_file() and not workflow.dryrun:
+            if not Path(path).is_file() and not only_looks():
                 stop(
                     f"model.weights of dataset '{wildcards.dataset}' is '{path}': there is no such "
                     "file; give published, torchvision, scratch or the path of a file"

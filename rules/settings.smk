@@ -225,11 +225,13 @@ def state_at(name):
         known = ciss.fingerprint.last_known(cache_file)
         if known is not None:
             warn_once(
-                f"{error}\nWhat was made of it before is taken to be valid still."
+                f"Warning: {error}\nWhat was made of it before is taken to be valid still."
             )
             return known
-        if workflow.dryrun:
-            warn_once(f"{error}\nThis is a dry run; a real one stops with this error.")
+        if only_looks():
+            warn_once(
+                f"Warning: {error}\nThis is a dry run; a real one stops with this error."
+            )
             return "missing"
         stop(error)
 
@@ -247,11 +249,6 @@ def data_state(wildcards, threads):
 def progress_file(wildcards, output):
     """Where a training keeps its progress: beside its outputs, and none of them."""
     return str(Path(output.model).with_name(paths.PROGRESS))
-
-
-@cache
-def warn_once(message):
-    print(f"Warning: {message}", file=sys.stderr)
 
 
 def sources_flags():

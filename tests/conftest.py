@@ -1,4 +1,4 @@
-"""Settings for every test: one thread, no clock, and the helpers importable."""
+"""Settings for every test: one thread, no clock, the helpers importable; a clone of the project."""
 
 from __future__ import annotations
 
@@ -6,12 +6,36 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from helpers import copy_project, only_one
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("ciss", deadline=None)
 settings.load_profile("ciss")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def clone(shared: Path) -> Path:
+    """The repository as a fresh clone has it; not to be changed."""
+    with only_one(shared / "clone.lock"):
+        if not (shared / "a clone").is_dir():
+            copy_project(shared / "a clone")
+    return shared / "a clone"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on SLURM: they mostly wait, and the others run meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import socketserver
@@ -110,6 +112,37 @@ def run_python(
         text=True,
         timeout=timeout,
     )
+
+
+class Run(NamedTuple):
+    """What Snakemake did or would do."""
+
+    status: int
+    output: str
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Number of jobs by rule, from the table that Snakemake prints; empty without work."""
+        table = re.search(r"^Job stats:\n.*?^total +\d+$", self.output, re.MULTILINE | re.DOTALL)
+        if table is None:
+            assert "Nothing to be done" in self.output, self.output
+            return {}
+        rows = re.findall(r"^(\S+) +(\d+)$", table[0], re.MULTILINE)
+        return {rule: int(count) for rule, count in rows if rule != "total"}
+
+
+def snakemake(folder: Path, *arguments: object) -> Run:
+    # A busy machine may be ten times slower than a quiet one.
+    done = run_python("-m", "snakemake", *arguments, cwd=folder, timeout=1500)
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Let the processes of pytest-xdist enter one after the other."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Seen(NamedTuple):

@@ -6,23 +6,20 @@ One tiny experiment of four runs is run once; the tables below are dry runs on i
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
-import os
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import REPOSITORY, copy_project, in_browser, run_python
+from helpers import REPOSITORY, Run, in_browser, only_one, run_python, snakemake
 
 from ciss import config as configuration
 from ciss import experiments, paths
@@ -74,52 +71,6 @@ RUNS = ("ft", "mib", "mib_awt", "ewc")
 #: columns of every history; a method adds its other terms of the loss
 HISTORY = ["epoch", "iteration", "loss", "loss_classification", "lr", "iou_new"]
 HISTORY += ["images_per_second", "seconds", "memory_mb"]
-
-
-class Run(NamedTuple):
-    """What Snakemake did or would do."""
-
-    status: int
-    output: str
-
-    @property
-    def jobs(self) -> dict[str, int]:
-        """Number of jobs by rule, from the table that Snakemake prints; empty without work."""
-        table = re.search(r"^Job stats:\n.*?^total +\d+$", self.output, re.MULTILINE | re.DOTALL)
-        if table is None:
-            assert "Nothing to be done" in self.output, self.output
-            return {}
-        rows = re.findall(r"^(\S+) +(\d+)$", table[0], re.MULTILINE)
-        return {rule: int(count) for rule, count in rows if rule != "total"}
-
-
-def snakemake(folder: Path, *arguments: object) -> Run:
-    done = run_python("-m", "snakemake", *arguments, cwd=folder)
-    return Run(done.returncode, done.stdout + done.stderr)
-
-
-@contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Let the processes of pytest-xdist enter one after the other."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the processes of pytest-xdist share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def clone(shared: Path) -> Path:
-    """The repository as a fresh clone has it; not to be changed."""
-    with only_one(shared / "clone.lock"):
-        if not (shared / "a clone").is_dir():
-            copy_project(shared / "a clone")
-    return shared / "a clone"
 
 
 @pytest.fixture(scope="session")
@@ -473,6 +424,36 @@ def test_a_setting_reruns_what_it_changes(name: str, finished: Path) -> None:
     assert run.jobs == expected
 
 
+def test_the_plan_says_what_it_costs_and_runs_nothing(finished: Path) -> None:
+    def plan(*arguments: object) -> str:
+        run = snakemake(finished, "plan", *arguments, "--configfile", "tiny.yaml")
+        assert run.status == 0, run.output
+        return run.output
+
+    # The fingerprints' cache may learn more with time.
+    kept = [path for path in files(finished) if not path.endswith("fingerprint.json")]
+    before = {path: (finished / path).stat().st_mtime_ns for path in kept}
+    assert "Nothing is to be done." in plan("tiny")
+    text = plan("tiny", "--config", SETTINGS["later lr"][0])
+    assert "4 runs of 4 experiments need 12 trainings; 2 are shared, 2 are done, 8 to do." in text
+    assert "shapes/10/ce/seed1/step0 serves 3 runs" in text
+    for rule, ahead, there in (("train_step", 6, 0), ("evaluate", 8, 2), ("attribute", 1, 1)):
+        assert re.search(rf"^{rule} +{ahead} +{there} .*same method", text, re.MULTILINE), rule
+    assert re.search(r"GPU hours: \d+\.\d on the device", text)
+    assert {path: (finished / path).stat().st_mtime_ns for path in before} == before
+
+
+def test_the_paper_is_planned_without_images_and_records(clone: Path) -> None:
+    run = snakemake(clone, "plan")
+    assert run.status == 0, run.output
+    total, alone = paper_shared(), paper().total()
+    assert f"need {alone} trainings; {alone - total} are shared, 0 are done, {total} to do" in (
+        run.output
+    )
+    assert "cannot be told yet" in run.output
+    assert not (clone / "results").exists()
+
+
 def test_settings_of_a_second_file_lie_over_those_of_the_first(finished: Path) -> None:
     (finished / "above.yaml").write_text("figures: {dpi: 100}\n")
     run = snakemake(finished, "-n", "tiny", "--configfile", "tiny.yaml", "above.yaml")
@@ -586,6 +567,79 @@ def test_a_job_that_fails_says_why_and_the_others_go_on(changed: Path) -> None:
     assert (changed / RESULTS / "shapes/10-5/ft/seed1/step2/confusion.csv").is_file()
 
 
+# --- Results that were made elsewhere ------------------------------------------------------
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copy files as ``cp -r`` does: with new times, in an order that means nothing."""
+    for path in sorted(files(source), key=lambda path: path[::-1]):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
+
+
+@pytest.fixture
+def elsewhere(finished: Path, clone: Path, tmp_path: Path) -> Path:
+    """Another checkout, to which the results were copied; not Snakemake's own notes of them."""
+    folder = Path(shutil.copytree(clone, tmp_path / "another checkout", symlinks=True))
+    shutil.copyfile(finished / "tiny.yaml", folder / "tiny.yaml")
+    copied(finished / RESULTS, folder / RESULTS)
+    return folder
+
+
+def test_copied_results_are_used_and_what_is_stale_is_found(elsewhere: Path) -> None:
+    first = tiny(elsewhere, "tiny")
+    assert first.jobs == {}
+    assert re.search(r"Comparing \d+ files \(\d+ MB\) with their records", first.output)
+    assert "Warning" not in first.output
+    again = tiny(elsewhere, "tiny")
+    assert again.jobs == {}
+    assert "Comparing" not in again.output
+    for name in ("later lr", "awt fraction", "figures", "evaluation mode"):
+        change, expected = SETTINGS[name]
+        assert tiny(elsewhere, "tiny", "--config", change).jobs == expected, name
+
+
+def test_copied_results_under_another_name(elsewhere: Path, tmp_path: Path) -> None:
+    (elsewhere / RESULTS).rename(tmp_path / "store")
+    store = f"results={tmp_path / 'store'}"
+    assert tiny(elsewhere, "tiny", "--config", store).jobs == {}
+    change, expected = SETTINGS["later lr"]
+    assert tiny(elsewhere, "tiny", "--config", store, change).jobs == expected
+
+
+def test_a_project_copied_as_a_whole_with_new_times(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)
+    assert tiny(tmp_path / "copy", "tiny").jobs == {}
+
+
+def test_a_file_that_was_damaged_on_the_way_is_named(elsewhere: Path) -> None:
+    path = f"{RESULTS}/shapes/10-5/mib/seed1/step2/confusion.csv"
+    (elsewhere / path).write_text((elsewhere / path).read_text() + "\n")
+    run = tiny(elsewhere, "tiny")
+    assert f"Warning: {path} is not the file that" in run.output
+    assert run.jobs == REPORT
+    (elsewhere / path).unlink()
+    run = tiny(elsewhere, "tiny")
+    assert "Warning" not in run.output
+    assert run.jobs == {}, "what was made from the file that is gone is whole"
+    assert tiny(elsewhere, path).jobs == {"evaluate": 1}
+
+
+def test_two_checkouts_share_a_results_folder(
+    changed: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    (changed / RESULTS).rename(tmp_path / "store")
+    store = f"results={tmp_path / 'store'}"
+    assert tiny(changed, "tiny", "--config", store).jobs == {}
+    # The other draws the figures anew; this one sees that they are not its own any more.
+    change, expected = SETTINGS["figures"]
+    drawn = tiny(elsewhere, "tiny", "--cores", 1, "--config", store, change, dry=False)
+    assert (drawn.status, drawn.jobs) == (0, expected), drawn.output
+    assert tiny(elsewhere, "tiny", "--config", store, change).jobs == {}
+    assert tiny(changed, "tiny", "--config", store, change).jobs == {}
+    assert tiny(changed, "tiny", "--config", store).jobs == expected
+
+
 # --- What experiments share ----------------------------------------------------------------
 
 
@@ -648,6 +702,11 @@ def test_the_paper_trains_each_model_once(clone: Path) -> None:
     run = snakemake(clone, "-n", "paper")
     assert run.status == 0, run.output
     assert trainings(run.jobs) == paper_shared() < paper().total()
+    profile = yaml.safe_load((clone / "profiles" / "slurm" / "config.yaml").read_text())
+    submitted = sum(run.jobs.get(rule, 0) for rule in profile["set-resources"])
+    text = " ".join((REPOSITORY / "docs" / "cluster.md").read_text().split())
+    total = sum(run.jobs.values())
+    assert f"Of the {total} jobs of `snakemake paper` {submitted} are submitted" in text
 
 
 @pytest.mark.parametrize("name", ["voc_15-1_mib_awt", "ade_100-50_ft"])

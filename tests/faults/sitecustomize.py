@@ -1,8 +1,9 @@
 """Faults at an exact place, for processes that are started with this folder in PYTHONPATH.
 
-``CISS_FAULT`` is JSON: ``do`` (kill, full, sleep) at every write of a file named ``file`` (default:
-any) from number ``write`` on (default: 1). With ``once``, a path, only the first process that comes
-so far suffers it, and leaves the path as a sign.
+``CISS_FAULTS`` is a JSON list: ``do`` (kill, full, sleep) at every write of a file named ``file``
+(default: any) under a path with ``inside`` in it, from number ``write`` on (default: 1). With
+``once``, a path, only the first process that comes so far suffers it, and leaves that path as a
+sign.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-_fsync = os.fsync
 
-
-def inject(do: str, file: str = "", write: int = 1, once: str = "", seconds: float = 0) -> None:
+def inject(
+    do: str,
+    file: str = "",
+    inside: str = "",
+    write: int = 1,
+    once: str = "",
+    seconds: float = 0,
+) -> None:
     """Make the fault happen in this process: files are written before they reach ``os.fsync``."""
     seen = 0
+    _fsync = os.fsync
 
     def faulty(descriptor: Any) -> None:
         nonlocal seen
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if not path.name.startswith(f".{file}"):
+        if not path.name.startswith(f".{file}") or inside not in str(path):
             return _fsync(descriptor)
         seen += 1
         if seen < write or (once and Path(once).exists()):
@@ -45,5 +52,5 @@ def inject(do: str, file: str = "", write: int = 1, once: str = "", seconds: flo
     os.fsync = faulty
 
 
-if "CISS_FAULT" in os.environ:
-    inject(**json.loads(os.environ["CISS_FAULT"]))
+for fault in json.loads(os.environ.get("CISS_FAULTS", "[]")):
+    inject(**fault)

@@ -1,0 +1,215 @@
+"""What results were made of, kept beside them, so that they mean the same wherever they lie.
+
+Snakemake notes of every file which rule, parameters and inputs made it, but in ``.snakemake``, by
+the file's path and time. That is lost when ``results/`` is copied, or used by another checkout.
+``records.json`` in each folder of the results holds those notes, and of each file its size, time
+and SHA-256. ``keep`` writes it from Snakemake's notes; ``adopt`` gives Snakemake the notes that it
+lacks, for files that are what their record says, and gives these their times back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ciss.files import write_text
+
+FILE = "records.json"
+#: what is kept of Snakemake's notes: what it compares or reports, and no path
+_NOTES = ["rule", "params", "code", "software_stack_hash", "container_img_url"]
+_NOTES += ["record_format_version", "starttime", "endtime"]
+#: folders of thousands of files without records
+_PASSED_OVER = {"logs", "benchmarks", "JPEGImages", "SegmentationClassAug"}
+
+_Record = dict[str, Any]
+
+
+def keep(results: Path, snakemake_folder: Path) -> None:
+    """Write what Snakemake knows of the files under ``results`` into their folders' records.
+
+    Only of files that are still those which Snakemake saw: their time tells. Content is read of
+    files that are new since the last call.
+    """
+    found: dict[Path, dict[str, _Record]] = {}
+    for path, note in _notes(results, snakemake_folder):
+        found.setdefault(path.parent, {})[path.name] = note
+    for folder, notes in found.items():
+        known = _read(folder)
+        records = {name: record for name, record in known.items() if (folder / name).exists()}
+        for name, note in notes.items():
+            with suppress(FileNotFoundError):
+                stat = (folder / name).stat()
+                if not _same_time(note["endtime"], stat):
+                    continue
+                record = records.get(name)
+                if record is None or not _is(stat, record):
+                    record = {
+                        "size": stat.st_size,
+                        "mtime_ns": stat.st_mtime_ns,
+                        "sha256": _sha256(folder / name),
+                    }
+                records[name] = {**record, "made": _relative(note, results, folder)}
+        if records != known:
+            _write(folder, records)
+
+
+def adopt(results: Path, snakemake_folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """Make Snakemake know the files under ``results`` as whoever made them does.
+
+    Content is read of files whose time is not that of their record: once, as they get it back.
+    ``say`` is told before. Returns the files that are not what their record says; these are left
+    to Snakemake as they are.
+    """
+    unknown, changed = [], []
+    for folder in _folders(results):
+        for name, record in _read(folder).items():
+            path = folder / name
+            with suppress(OSError):
+                stat = path.stat()
+                note = _load(_note_file(snakemake_folder, path))
+                if not note or note.get("endtime") != record["made"]["endtime"]:
+                    if note and _same_time(note.get("endtime", 0), stat):
+                        continue  # made anew here since
+                elif _is(stat, record):
+                    continue
+                unknown.append((path, record, _is(stat, record)))
+    to_read = [path for path, record, is_it in unknown if not is_it]
+    if to_read:
+        size = sum(path.stat().st_size for path in to_read)
+        say(f"Comparing {len(to_read)} files ({size / 1e6:.0f} MB) with their records, once.")
+    for path, record, is_it in unknown:
+        if not is_it and not _restore_time(path, record):
+            changed.append(path)
+            continue
+        note_file = _note_file(snakemake_folder, path)
+        note_file.parent.mkdir(parents=True, exist_ok=True)
+        note = {**_absolute(record["made"], path.parent), "incomplete": False}
+        write_text(note_file, json.dumps(note))
+    if unknown:
+        # Without it, Snakemake takes its folder for one of an older version.
+        (snakemake_folder / "incomplete").mkdir(exist_ok=True)
+    return changed
+
+
+def _restore_time(path: Path, record: _Record) -> bool:
+    """Give a file the time of its record, if it has the content; return whether it has."""
+    if path.stat().st_size != record["size"] or _sha256(path) != record["sha256"]:
+        return False
+    # Fails where the file is another user's; then Snakemake sees the time of the copy.
+    with suppress(OSError):
+        os.utime(path, ns=(record["mtime_ns"], record["mtime_ns"]))
+        if not _is(path.stat(), record):
+            # A file system that keeps times less exactly.
+            rounded = {**record, "mtime_ns": path.stat().st_mtime_ns}
+            _write(path.parent, _read(path.parent) | {path.name: rounded})
+    return True
+
+
+def _is(stat: os.stat_result, record: _Record) -> bool:
+    """Whether size and time are those of the record; as for Git, the content is then too."""
+    # File systems keep times at different resolutions, microseconds the coarsest in use.
+    near = abs(stat.st_mtime_ns - record["mtime_ns"]) < 1000
+    return near and stat.st_size == record["size"]
+
+
+def _same_time(seconds: float, stat: os.stat_result) -> bool:
+    return abs(seconds - stat.st_mtime) < 1e-5
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(results: Path) -> Iterator[Path]:
+    """Yield the folders with records, links not followed."""
+    for folder, subfolders, files in os.walk(results):
+        subfolders[:] = sorted(name for name in subfolders if name not in _PASSED_OVER)
+        if FILE in files:
+            yield Path(folder)
+
+
+def _read(folder: Path) -> dict[str, _Record]:
+    content = _load(folder / FILE)
+    needed = {"size", "mtime_ns", "sha256", "made"}
+    whole = all(isinstance(r, dict) and needed <= r.keys() for r in content.values())
+    return content if whole else {}
+
+
+def _write(folder: Path, records: dict[str, _Record]) -> None:
+    # Where the results cannot be written there is nothing to keep either.
+    with suppress(OSError):
+        write_text(folder / FILE, json.dumps(dict(sorted(records.items())), indent=1) + "\n")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is none, or no whole one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _relative(note: _Record, results: Path, folder: Path) -> _Record:
+    """Return what is kept of a note; paths under the results as seen from the file's folder."""
+
+    def seen(path: str) -> str:
+        inside = Path(path).is_relative_to(results)
+        return f"{{here}}/{os.path.relpath(path, folder)}" if inside else path
+
+    kept = {name: note[name] for name in _NOTES if name in note}
+    return kept | _with_paths(note, seen)
+
+
+def _absolute(made: _Record, folder: Path) -> _Record:
+    """Undo ``_relative`` for a file that lies in ``folder`` now."""
+
+    def found(path: str) -> str:
+        return os.path.normpath(folder / path[7:]) if path.startswith("{here}/") else path
+
+    return made | _with_paths(made, found)
+
+
+def _with_paths(note: _Record, change: Callable[[str], str]) -> _Record:
+    checksums = note.get("input_checksums") or {}
+    # Snakemake compares sorted lists.
+    return {
+        "input": sorted(change(path) for path in note.get("input") or []),
+        "log": sorted(change(path) for path in note.get("log") or []),
+        "input_checksums": {change(path): value for path, value in sorted(checksums.items())},
+    }
+
+
+# --- How Snakemake 9 keeps its notes: a JSON file for each output, named by the path in base64, cut
+# --- into folders that begin with @ where it is longer than a file name may be.
+
+
+def _note_file(snakemake_folder: Path, path: Path) -> Path:
+    name = urlsafe_b64encode(str(path).encode()).decode()
+    folder = snakemake_folder / "metadata"
+    size = os.pathconf(snakemake_folder.parent, "PC_NAME_MAX") - 1
+    parts = [name[begin : begin + size] for begin in range(0, len(name), size)]
+    return folder.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
+
+
+def _notes(results: Path, snakemake_folder: Path) -> Iterator[tuple[Path, _Record]]:
+    """Yield the files under ``results`` that Snakemake has notes of, and these."""
+    folder = snakemake_folder / "metadata"
+    for file in sorted(folder.rglob("*")):
+        if file.name.startswith("@") or not file.is_file():
+            continue
+        parts = [part.removeprefix("@") for part in file.relative_to(folder).parts]
+        try:
+            path = Path(urlsafe_b64decode("".join(parts)).decode())
+        except ValueError:
+            continue
+        note = _load(file)
+        if path.is_relative_to(results) and isinstance(note.get("endtime"), float):
+            yield path, note

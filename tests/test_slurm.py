@@ -1,0 +1,356 @@
+"""The pipeline on a real SLURM (``cluster.py`` says which): an experiment, and what befalls jobs.
+
+Everything is run once, side by side, as SLURM and Snakemake mostly wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cluster
+import pytest
+import yaml
+from helpers import only_one
+
+pytestmark = pytest.mark.slurm
+
+EPOCHS = 16
+#: seconds; a busy machine may be ten times slower than a quiet one
+TIMEOUT = 900
+TINY = {
+    "runtime": {"device": "cpu", "workers": 0, "threads": 1, "gpus": 1},
+    "datasets": {
+        "shapes": {"kind": "shapes", "generate": {"train": 60, "val": 20, "size": 32, "seed": 0}}
+    },
+    "model": {
+        "backbone": "resnet18",
+        "output_stride": 16,
+        "width": 4,
+        "head_channels": 8,
+        "weights": "scratch",
+    },
+    "recipe": {
+        "crop": 32,
+        "batch": 8,
+        "base": {"epochs": EPOCHS, "lr": 0.05},
+        "later": {"epochs": 2, "lr": 0.02},
+    },
+}
+EXPERIMENT = "shapes_15-5_mib_awt"
+#: what strikes the training with this seed
+FAULTS = {1: "cancelled", 2: "killed", 3: "killed while writing", 4: "requeued", 5: "time limit"}
+
+
+class Site:
+    """A copy of the project whose profile was edited for the SLURM at hand."""
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        shutil.copytree(source, folder, symlinks=True)
+        self.folder = folder
+        self.prefix = f"ciss{secrets.token_hex(4)}"
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder)}
+
+    def profile(self) -> dict[str, Any]:
+        path = self.folder / "profiles" / "slurm" / "config.yaml"
+        content: dict[str, Any] = yaml.safe_load(path.read_text())
+        return content
+
+    def edit_profile(self, **more: object) -> None:
+        """Write what a user would, and for each rule a time and a memory of its own."""
+        profile = self.profile()
+        partition = cluster.partition_with_gpus()
+        profile["default-resources"] |= {"slurm_account": cluster.account(), "mem_mb": 700}
+        for number, entry in enumerate(profile["set-resources"].values()):
+            entry |= {"slurm_partition": partition, "runtime": 20 + number, "mem_mb": 900 + number}
+        profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
+        profile |= {"slurm-init-seconds-before-status-checks": 1, **more}
+        path = self.folder / "profiles" / "slurm" / "config.yaml"
+        path.write_text(yaml.safe_dump(profile, sort_keys=False))
+
+    def command(self, *arguments: object) -> list[str]:
+        words = [sys.executable, "-m", "snakemake", *map(str, arguments)]
+        return [*words, "--configfile", "tiny.yaml"]
+
+    def start(self, *targets: object) -> subprocess.Popen[bytes]:
+        """Start Snakemake on SLURM; what it says goes to ``said.txt``."""
+        profile = ("--profile", "slurm", "--slurm-jobname-prefix", self.prefix)
+        # Whoever started the tests may ignore SIGINT, which is inherited.
+        command = ["env", "--default-signal=INT", *self.command(*profile, *targets)]
+        with (self.folder / "said.txt").open("ab") as said:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=said,
+                stderr=said,
+            )
+
+    def run_here(self, *arguments: object) -> tuple[int, str]:
+        """Run Snakemake without SLURM."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def step_0(self, seed: int) -> Path:
+        return self.folder / f"results/shapes/15/ce/seed{seed}/step0"
+
+    def model(self, seed: int) -> str:
+        return str((self.step_0(seed) / "model.safetensors").relative_to(self.folder))
+
+    def log(self, seed: int) -> str:
+        path = self.step_0(seed) / "logs" / "train.log"
+        return path.read_text() if path.exists() else ""
+
+    def number(self, seed: int) -> str | None:
+        """SLURM's number of the job that trains with this seed, while it waits or runs."""
+        listed = cluster.queue(self.prefix).items()
+        found = [number for number, comment in listed if comment.endswith(f"_ce_{seed}_0")]
+        return found[0] if found else None
+
+    def slurm_jobs(self) -> list[dict[str, str]]:
+        return [job._asdict() for job in cluster.jobs(self.prefix)]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def trained(site: Site, seed: int, epochs: int) -> bool:
+    return site.log(seed).count("images/s") >= epochs
+
+
+def kill_trainer(site: Site, seed: int) -> None:
+    """Kill the script itself, as a node short of memory does."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            here = Path(os.readlink(folder / "cwd")) == site.folder  # noqa: PTH115
+            if here and words[1].endswith("train.py") and f"seed{seed}/" in " ".join(words):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def run_experiment(site: Site) -> dict[str, Any]:
+    site.edit_profile()
+    process = site.start(EXPERIMENT)
+    status = process.wait(timeout=TIMEOUT)
+    return {"status": status, "jobs": site.slurm_jobs(), "profile": site.profile()}
+
+
+def strike(site: Site) -> dict[str, Any]:
+    """Train step 0 with several seeds; each job is struck by another fault."""
+    site.edit_profile(retries=9)
+    slow = {"do": "sleep", "file": "progress.pt"}
+    faults = [{**slow, "inside": f"seed{seed}", "seconds": 0.3} for seed in (1, 2, 3, 4)]
+    # Longer than the limit of one job, without work for the processor.
+    faults += [{**slow, "inside": "seed5", "seconds": 2.5}]
+    half = {"do": "kill", "file": "progress.pt", "inside": "seed3", "write": 4}
+    faults += [{**half, "once": str(site.folder / "killed")}]
+    site.environment |= {"CISS_FAULTS": json.dumps(faults)}
+    site.environment |= {"PYTHONPATH": str(site.folder / "tests" / "faults")}
+    limit = "1 if wildcards.seed == '5' else 20"
+    process = site.start(
+        *[site.model(seed) for seed in FAULTS], "--set-resources", f"train_base:runtime={limit}"
+    )
+    to_do = {
+        1: lambda number: subprocess.run(["scancel", number], check=True),
+        2: lambda number: kill_trainer(site, 2),
+        4: lambda number: subprocess.run(["scontrol", "requeue", number], check=True),
+    }
+    while process.poll() is None:
+        for seed in [*to_do]:
+            if trained(site, seed, 2) and (number := site.number(seed)):
+                to_do.pop(seed)(number)
+        time.sleep(0.1)
+    return {"status": process.returncode, "jobs": site.slurm_jobs(), "left": [*to_do]}
+
+
+def interrupt_snakemake(site: Site) -> dict[str, Any]:
+    """Kill Snakemake while its job runs, interrupt the next one, end the third, let one finish."""
+    site.edit_profile(retries=0)
+    found: dict[str, Any] = {}
+
+    def start(seconds: float) -> subprocess.Popen[bytes]:
+        """Start Snakemake; once its job has trained for two epochs, return."""
+        slow = {"do": "sleep", "file": "progress.pt", "seconds": seconds}
+        site.environment |= {"CISS_FAULTS": json.dumps([slow])}
+        site.environment |= {"PYTHONPATH": str(site.folder / "tests" / "faults")}
+        done = site.log(1).count("images/s")
+        process = site.start(site.model(1))
+        wait_for(lambda: trained(site, 1, done + 2))
+        return process
+
+    # Slow enough to be struck before it ends, on a busy machine too.
+    process = start(seconds=5)
+    process.kill()
+    process.wait()
+    found["still running"] = site.number(1)
+    found["unlock while it runs"] = site.run_here("--unlock")
+    subprocess.run(["scancel", str(found["still running"])], check=True)
+    wait_for(lambda: site.number(1) is None)
+    found["unlock"] = site.run_here("--unlock")
+
+    process = start(seconds=5)
+    process.send_signal(signal.SIGINT)
+    found["interrupted"] = process.wait(timeout=TIMEOUT)
+    wait_for(lambda: site.number(1) is None)
+
+    process = start(seconds=0.2)
+    process.terminate()
+    found["terminated"] = process.wait(timeout=TIMEOUT)
+
+    process = site.start(site.model(1))
+    found["status"] = process.wait(timeout=TIMEOUT)
+    found["jobs"] = site.slurm_jobs()
+    return found
+
+
+def run_all(folder: Path, clone: Path) -> None:
+    (folder / "outcome").mkdir(parents=True)
+    prepared = Site(folder / "undisturbed", clone)
+    (prepared.folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    works = {"experiment": run_experiment, "struck": strike, "interrupted": interrupt_snakemake}
+    with ThreadPoolExecutor() as pool:
+        experiment = Site(folder / "experiment", prepared.folder)
+        running = {"experiment": pool.submit(run_experiment, experiment)}
+        status, said = prepared.run_here("--cores", 2, "results/shapes/15/split.csv")
+        assert status == 0, said
+        for name in ("struck", "interrupted"):
+            running[name] = pool.submit(works[name], Site(folder / name, prepared.folder))
+        models = [prepared.model(seed) for seed in FAULTS]
+        status, said = prepared.run_here("--cores", 1, *models)
+        assert status == 0, said
+        for name, future in running.items():
+            try:
+                content = future.result()
+            except Exception as error:
+                content = {"error": f"{type(error).__name__}: {error}"}
+            (folder / "outcome" / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="session")
+def folder(shared: Path, clone: Path) -> Path:
+    """The folder in which everything was run; not to be changed."""
+    made = shared / "on slurm"
+    with only_one(shared / "slurm.lock"):
+        if not (made / "finished").exists():
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            try:
+                with cluster.slurm():
+                    run_all(made, clone)
+            except cluster.NoClusterError as reason:
+                (made / "skipped").write_text(str(reason))
+            (made / "finished").touch()
+    if (made / "skipped").exists():
+        pytest.skip((made / "skipped").read_text())
+    return made
+
+
+def outcome(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "outcome" / f"{name}.json").read_text())
+    assert "error" not in content, content["error"]
+    return content
+
+
+def rule_of(job: dict[str, str]) -> str:
+    found = re.match(r"rule_(\w+?)_wildcards", job["comment"])
+    assert found, job
+    return found[1]
+
+
+def test_an_experiment_runs_through_slurm(folder: Path) -> None:
+    found = outcome(folder, "experiment")
+    assert found["status"] == 0, (folder / "experiment" / "said.txt").read_text()
+    rules = sorted(rule_of(job) for job in found["jobs"])
+    expected = ["attribute", "evaluate", "evaluate", "generate_shapes", "index"]
+    assert rules == [*expected, "train_base", "train_step"]
+    assert {job["state"] for job in found["jobs"]} == {"COMPLETED"}
+    report = folder / "experiment" / "results" / "reports" / EXPERIMENT
+    assert "AWT" in (report / "table.md").read_text()
+    assert list(report.rglob("*.pdf"))
+
+
+def test_each_job_got_what_the_profile_says_for_its_rule(folder: Path) -> None:
+    found = outcome(folder, "experiment")
+    account = found["profile"]["default-resources"]["slurm_account"]
+    for job in found["jobs"]:
+        entry = found["profile"]["set-resources"][rule_of(job)]
+        given = dict(part.split("=") for part in job["resources"].split(","))
+        assert job["limit"] == f"00:{entry['runtime']}:00", job
+        assert given["mem"] == f"{entry['mem_mb']}M", job
+        assert given["cpu"] == "1", job
+        assert given.get("gres/gpu") == ("1" if "gpu" in entry else None), job
+        assert (job["partition"], job["account"]) == (entry["slurm_partition"], account)
+
+
+#: how SLURM saw the job of each seed end, attempt by attempt
+STATES = {
+    "cancelled": ["CANCELLED", "COMPLETED"],
+    "killed": ["FAILED", "COMPLETED"],
+    "killed while writing": ["FAILED", "COMPLETED"],
+    "requeued": ["REQUEUED", "COMPLETED"],
+}
+
+
+@pytest.mark.parametrize("seed", FAULTS, ids=FAULTS.get)
+def test_a_struck_job_ends_with_the_weights_of_an_undisturbed_one(seed: int, folder: Path) -> None:
+    found = outcome(folder, "struck")
+    assert found["left"] == []
+    assert found["status"] == 0, (folder / "struck" / "said.txt").read_text()
+    jobs = [job for job in found["jobs"] if job["comment"].endswith(f"_ce_{seed}_0")]
+    states = [job["state"].split()[0] for job in jobs]
+    fault = FAULTS[seed]
+    log = Path(folder, f"struck/results/shapes/15/ce/seed{seed}/step0/logs/train.log").read_text()
+    assert "going on after iteration" in log
+    if fault in STATES:
+        assert states == STATES[fault]
+        assert len({job["number"] for job in jobs}) == (1 if fault == "requeued" else 2)
+    else:
+        assert len(states) > 1
+        assert states[-1] == "COMPLETED"
+        # On a busy machine a job may start too late to leave by itself.
+        assert "stopped by the time limit after iteration" in log or "TIMEOUT" in states
+    model = f"results/shapes/15/ce/seed{seed}/step0/model.safetensors"
+    assert (folder / "struck" / model).read_bytes() == (folder / "undisturbed" / model).read_bytes()
+
+
+def test_snakemake_killed_interrupted_and_terminated_and_started_again(folder: Path) -> None:
+    found = outcome(folder, "interrupted")
+    number = found["still running"]
+    status, said = found["unlock while it runs"]
+    assert status != 0
+    assert f"jobs {number} that Snakemake submitted from this folder still wait or run" in said
+    assert f"scancel {number}" in said
+    assert found["unlock"][0] == 0
+    assert found["interrupted"] != 0
+    assert found["status"] == 0, (folder / "interrupted" / "said.txt").read_text()
+    states = [job["state"].split()[0] for job in found["jobs"]]
+    # SIGTERM lets the running job end; the last Snakemake finds its model.
+    assert states == ["CANCELLED", "CANCELLED", "COMPLETED"]
+    step_0 = "results/shapes/15/ce/seed1/step0"
+    log = (folder / "interrupted" / step_0 / "logs" / "train.log").read_text()
+    assert log.count("going on after iteration") == 2
+    model = f"{step_0}/model.safetensors"
+    ours, theirs = (folder / name / model for name in ("interrupted", "undisturbed"))
+    assert ours.read_bytes() == theirs.read_bytes()
