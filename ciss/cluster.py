@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 
-def unfinished_jobs(snakemake_folder: Path) -> list[str]:
-    """Return the numbers of the jobs that wait or run, in order.
+def unfinished_jobs(folder: Path) -> list[str]:
+    """Return the numbers of this user's jobs that wait or run for a workflow in ``folder``.
 
-    Snakemake notes the number of every job under ``.snakemake/incomplete`` until it has seen the
-    job's end. Empty where there is no SLURM, or where it does not answer.
+    They are known by their working directory, and by the rule that Snakemake's executor gives
+    them as a comment. Empty where there is no SLURM, or where it does not answer.
     """
-    submitted = set()
-    for path in (snakemake_folder / "incomplete").rglob("*"):
-        # Whatever else may lie there, it is no reason to stop.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            submitted.add(str(json.loads(path.read_text(encoding="utf-8"))["external_jobid"]))
-    if not submitted:
-        return []
-    command = ["squeue", "--me", "--noheader", "--format=%A"]
+    command = ["squeue", "--me", "--noheader", "--format=%A|%k|%Z"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted(submitted & set(listed.stdout.split()), key=lambda number: (len(number), number))
+    entries = [line.split("|", 2) for line in listed.stdout.splitlines() if line.count("|") >= 2]
+    here = folder.resolve()
+    return [
+        number
+        for number, comment, place in entries
+        if Path(place) == here and comment.startswith(("rule_", "group_"))
+    ]

@@ -60,7 +60,7 @@ if workflow.is_main_process and not workflow.dryrun:
             "to one"
         )
 if "--unlock" in sys.argv:
-    jobs = ciss.cluster.unfinished_jobs(Path(".snakemake"))
+    jobs = ciss.cluster.unfinished_jobs(Path.cwd())
     if jobs:
         stop(
             f"jobs {', '.join(jobs)} that Snakemake submitted from this folder still wait or run. "
