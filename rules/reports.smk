@@ -1,6 +1,17 @@
 # Reports: the matrices and experiments that tables and figures are made of.
 
-REPORTS = {
+
+class Reports(dict):
+    """Experiments and seeds of each report, by name."""
+
+    def __missing__(self, name):
+        # A job on a cluster reads its report off a path; the command line that named it is not its.
+        self[name] = [experiments.parse_experiment(CONFIG, name)], CONFIG["seeds"]
+        return self[name]
+
+
+REPORTS = Reports()
+REPORTS |= {
     name: (
         [*experiments.matrix_experiments(CONFIG, name)],
         experiments.matrix_seeds(CONFIG, name),
