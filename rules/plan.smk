@@ -6,12 +6,6 @@ import subprocess
 import tempfile
 
 
-rule plan:
-    """(with experiments) what would run and how long it takes; runs nothing"""
-    input:
-        [],
-
-
 def summary_of(arguments):
     """What Snakemake says is to be done for a command line."""
     command = [sys.executable, "-m", "snakemake", "--summary", *arguments]

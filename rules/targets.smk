@@ -3,6 +3,13 @@
 # command line that is neither an experiment nor a rule is an error.
 
 
+# Never run: plan.smk ends before.
+rule plan:
+    """(with experiments) what would run and how long it takes; runs nothing"""
+    input:
+        [],
+
+
 rule paper:
     input:
         [report_files(name) for name in CONFIG.get("paper", [])],
