@@ -283,8 +283,8 @@ def test_an_experiment_runs_through_slurm(folder: Path) -> None:
     found = outcome(folder, "experiment")
     assert found["status"] == 0, (folder / "experiment" / "said.txt").read_text()
     rules = sorted(rule_of(job) for job in found["jobs"])
-    expected = ["attribute", "evaluate", "evaluate", "generate_shapes", "index"]
-    assert rules == [*expected, "train_base", "train_step"]
+    expected = ["attribute", "attribution_figures", "evaluate", "evaluate", "generate_shapes"]
+    assert rules == [*expected, "index", "prediction_figure", "train_base", "train_step"]
     assert {job["state"] for job in found["jobs"]} == {"COMPLETED"}
     report = folder / "experiment" / "results" / "reports" / EXPERIMENT
     assert "AWT" in (report / "table.md").read_text()
