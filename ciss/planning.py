@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ciss import paths
-from ciss.config import Config, scenario, settings
+from ciss.config import Config, evaluated_images, scenario, settings
 from ciss.errors import CissError
 from ciss.experiments import Experiment, matrix_experiments, matrix_seeds, parse_experiment
 
@@ -73,6 +73,8 @@ def _unit(rule: str, output: str) -> str:
     path = Path(output)
     if rule in ("attribute", "class_figure", "prediction_figure"):
         return str(path.with_suffix(""))
+    if rule == "attribution_figures":
+        return str(path.parent / re.sub("^(attribution|channel_scores)_", "", path.stem))
     if rule == "generate_shapes":
         return str(Path(*path.parts[:2]))
     return str(path.parent)
@@ -139,7 +141,8 @@ class Records:
             return None
         step = int(place["step"])
         if job.rule == "evaluate":
-            return self.images(place["dataset"], place["track"], step, "test")
+            subset = evaluated_images(self.config, place["dataset"])
+            return self.images(place["dataset"], place["track"], step, subset)
         if job.rule == "attribute":
             return self.images(place["dataset"], place["scenario"], step + 1, "train")
         if job.rule.startswith("train_"):
@@ -253,9 +256,12 @@ def _number(row: Mapping[str, str], column: str) -> float | None:
 # --- What is said about it
 
 
-def describe(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
-    """Return the plan as text: what would run, what is shared, how long and how much memory."""
-    parts = [_sharing(jobs, chosen), _table(jobs), _times(jobs, chosen)]
+def describe(jobs: list[Job], chosen: list[tuple[Experiment, int]], gpus: int = 1) -> str:
+    """Return the plan as text: what would run, what is shared, how long and how much memory.
+
+    ``gpus`` is how many a job has that runs the network.
+    """
+    parts = [_sharing(jobs, chosen), _table(jobs), _times(jobs, chosen, gpus)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -319,7 +325,7 @@ def _table(jobs: list[Job]) -> str:
     return "\n".join(lines + ([f"And jobs of seconds: {seconds}."] if light else []))
 
 
-def _times(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
+def _times(jobs: list[Job], chosen: list[tuple[Experiment, int]], gpus: int) -> str:
     ahead = [job for job in jobs if job.pending]
     on_gpu = [job for job in ahead if job.rule in ON_GPU]
     if not on_gpu:
@@ -331,13 +337,15 @@ def _times(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
             "experiment, or one with few epochs, and ask again."
         )
     total = sum(job.seconds or 0 for job in on_gpu)
-    lines = [f"GPU hours: {total / 3600:.1f} on the device that the records come from."]
+    each = "" if gpus == 1 else f", {gpus} GPUs a job"
+    hours = gpus * total / 3600
+    lines = [f"GPU hours: {hours:.1f} on the device that the records come from{each}."]
     if chosen:
         chains = {(e.name, seed): _chain(jobs, e, seed) for e, seed in chosen}
         (name, seed), longest = max(chains.items(), key=lambda item: item[1])
         lines.append(
-            f"One GPU: {duration(total)}. However many GPUs: {duration(longest)} at least, for the "
-            f"steps of {name} (seed {seed}), which follow each other."
+            f"One job at a time: {duration(total)}. However many GPUs: {duration(longest)} at "
+            f"least, for the steps of {name} (seed {seed}), which follow each other."
         )
     if unknown:
         names = ", ".join(sorted({job.rule for job in unknown}))

@@ -75,8 +75,10 @@ def keep_records():
     ciss.records.keep(Path(RESULTS), SNAKEMAKE_FOLDER)
 
 
-if workflow.is_main_process:
-    keep_records()
+# Beside a Snakemake that is at work, files come and go: what it has not noted yet is no damage.
+if workflow.is_main_process and not any((SNAKEMAKE_FOLDER / "locks").glob("*")):
+    if not workflow.dryrun:
+        keep_records()
     for path in ciss.records.adopt(Path(RESULTS), SNAKEMAKE_FOLDER, warn_once):
         warn_once(
             f"Warning: {path} is not the file that {path.parent / ciss.records.FILE} describes. "

@@ -159,7 +159,10 @@ def test_what_is_shared_and_how_long_it_takes(tmp_path: Path, config: dict[str, 
     assert "2 runs of 2 experiments need 4 trainings; 1 are shared, 0 are done, 3 to do." in text
     assert f"{STEP_0} serves 2 runs" in text
     assert "GPU hours: 6.2" in text
-    assert "One GPU: 6:12 h. However many GPUs: 5:06 h at least" in text
+    assert "One job at a time: 6:12 h. However many GPUs: 5:06 h at least" in text
+    assert "GPU hours: 24.8 on the device that the records come from, 4 GPUs a job." in describe(
+        jobs, chosen, gpus=4
+    )
     assert "12.0 GB" in text
     assert "And jobs of seconds: 1 table." in text
     done = [planning.replace(job, pending=False) for job in jobs]

@@ -22,9 +22,9 @@ def main(arguments: argparse.Namespace) -> None:
     results = str(config["results"])
     jobs = planning.read_summary(arguments.summary.read_text(encoding="utf-8"), results)
     chosen = planning.chosen_experiments(config, arguments.targets)
-    print(
-        planning.describe(planning.estimate(jobs, planning.Records(Path(results), config)), chosen)
-    )
+    gpus = config["runtime"].get("gpus")
+    estimated = planning.estimate(jobs, planning.Records(Path(results), config))
+    print(planning.describe(estimated, chosen, gpus if isinstance(gpus, int) and gpus else 1))
 
 
 if __name__ == "__main__":
