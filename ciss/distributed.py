@@ -192,7 +192,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
     # Port 0: any that is free.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     children: list[subprocess.Popen[bytes]] = []
-    with _passing_on(children):
+    with _passing_on(children) as came:
         for number in range(processes):
             place = {
                 "RANK": str(number),
@@ -205,20 +205,26 @@ def launch(processes: int, command: Sequence[str]) -> int:
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
             }
             children.append(subprocess.Popen(command, env=os.environ | place))
+            for signalled in came:  # before there was this process
+                children[-1].send_signal(signalled)
         return _end_of(children)
 
 
 @contextmanager
-def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[Sequence[int]]:
+    """Pass signals on to ``children``; yields those that came, for children yet to be started."""
+    came: list[int] = []
+
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
+        came.append(number)
         for child in children:
             child.send_signal(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

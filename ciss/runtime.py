@@ -77,15 +77,17 @@ def start_logging(path: Path | None) -> None:
     log.propagate = False
 
 
-def start_torch(runtime: Runtime) -> torch.device:
+def start_torch(runtime: Runtime, *, same_sizes: bool = False) -> torch.device:
     """Set the number of threads, join the other processes of the job, and return the device.
 
+    With ``same_sizes`` the job's batches are of one shape, but for the last: cuDNN then tries out
+    its algorithms. It does so for every shape anew, which takes long where each image has its own.
     Raises ``CissError`` when a GPU is asked for and there is none.
     """
     torch.set_num_threads(max(runtime.threads // distributed.local_size(), 1))
     device = _device(runtime, distributed.local_rank(), distributed.local_size())
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not runtime.deterministic
+        torch.backends.cudnn.benchmark = same_sizes and not runtime.deterministic
         # float32 means float32; the default rounds convolutions to ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
     if runtime.deterministic:

@@ -52,7 +52,7 @@ class Recipe:
 
 
 class InterruptedTrainingError(CissError):
-    """The run was asked to leave; its progress is saved."""
+    """The run was asked to leave; the progress that it has made is saved."""
 
 
 def poly_lr(base: float, iteration: int, iterations: int, power: float) -> float:
@@ -239,8 +239,8 @@ def train(
 
     The history has a row an epoch: mean of each loss term, learning rate, IoU of the new classes
     on the training batches (percent, at the feature map's resolution), time and memory.
-    Raises ``InterruptedTrainingError`` after saving when ``stop`` asks for it, ``CissError`` when
-    a loss is not finite.
+    Raises ``InterruptedTrainingError`` after saving when ``stop`` asks for it (before the first
+    iteration there is nothing to save), ``CissError`` when a loss is not finite.
     """
     recipe = training.recipe
     batches = TrainingBatches(
@@ -257,7 +257,7 @@ def train(
     state = _agreed_state(progress)
     if state is None:
         with training.autocast():
-            training.method.prepare(training.teacher, _prepared(training, batches))
+            training.method.prepare(training.teacher, _prepared(training, batches, stop))
     else:
         training.load_state_dict(state["training"])
         totals.load_state_dict(state["epoch"])
@@ -445,9 +445,22 @@ class EpochTotals:
             self.images = state["images"]
 
 
-def _prepared(training: Training, batches: TrainingBatches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the step's batches once, augmented unlike any of the epochs that follow."""
+def _prepared(
+    training: Training, batches: TrainingBatches, stop: StopRequest
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the step's batches once, augmented unlike any of the epochs that follow.
+
+    Raises ``InterruptedTrainingError`` before the next batch when ``stop`` asks for it. Each of
+    several processes gets equally many batches, and so asks equally often.
+    """
     for batch in batches.epoch(training.recipe.epochs):
+        reason = stop.agreed()
+        if reason is not None:
+            raise InterruptedTrainingError(
+                f"stopped by {reason} while the method looked at the step's images, before the "
+                "first iteration; nothing is saved yet: run it again to start anew, with a longer "
+                "time limit if that was too short"
+            )
         pixels, labels = (tensor.split(batches.share.sizes) for tensor in batch[:2])
         for part, its_labels in zip(pixels, labels, strict=True):
             inputs = to_network_input(part.to(training.device))

@@ -198,6 +198,17 @@ def interrupted(training: Training, root: Path, progress: Progress) -> None:
         train(training, training_images(root), Runtime(), progress, stop)
 
 
+def interrupted_before_the_first(root: Path) -> str:
+    """What is said when one process alone is asked to stop while PLOP prepares."""
+    training, stop = started("plop"), StopRequest()
+    assert training.teacher is not None
+    if distributed.rank() == 1:
+        training.teacher.register_forward_hook(lambda *_: setattr(stop, "signal", "SIGUSR1"))
+    with pytest.raises(InterruptedTrainingError) as error:
+        train(training, training_images(root), Runtime(), Progress(None, ""), stop)
+    return str(error.value)
+
+
 def two_processes(folder: Path) -> dict[str, Any]:
     names = [*methods.names(), STEP_0]
     root = folder / "shapes"
@@ -207,6 +218,7 @@ def two_processes(folder: Path) -> dict[str, Any]:
         "accumulated": {name: updates(name, n_images=9, accumulate=2) for name in ("plop", "rw")},
         **confusion_and_attribution(root),
         "not finite": not_finite(root),
+        "interrupted": interrupted_before_the_first(root),
     }
 
 
@@ -312,6 +324,11 @@ def test_a_loss_that_is_not_finite_names_the_images_of_all_processes(
     pairs = training_images(folder / "shapes").pairs
     assert all(pairs[position][0] in messages[0] for _, position in keys)
     assert messages[0].count(".jpg") == 8
+
+
+def test_processes_stop_together_while_a_method_prepares(two: list[dict[str, Any]]) -> None:
+    for each in two:
+        assert "SIGUSR1 while the method looked at the step's images" in each["interrupted"]
 
 
 def test_evaluation_and_attribution_are_those_of_one_process(
@@ -423,6 +440,22 @@ time.sleep(100)
 sys.exit("no signal came")
 """
     assert launched(1, code) == 0
+
+
+def test_a_signal_that_comes_before_the_processes_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = subprocess.Popen
+    signalled: list[int] = []
+
+    def signal_and_start(*words: Any, **options: Any) -> Any:
+        if not signalled:
+            signalled.append(signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return start(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", signal_and_start)
+    assert launched(2, "time.sleep(5)") == 1
 
 
 def test_a_launcher_does_not_wait_for_ever_for_those_that_one_has_left(

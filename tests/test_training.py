@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import random
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,15 +21,16 @@ import pytest
 import torch
 from helpers import REPOSITORY, golden_cases, load_case, run_python
 
-from ciss import methods
+from ciss import methods, runtime, scripting
 from ciss.checkpoint import load_model
 from ciss.datasets import list_images, open_dataset
 from ciss.datasets.shapes import generate
 from ciss.errors import CissError
+from ciss.flags import from_flags
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
-from ciss.progress import Progress
+from ciss.progress import Progress, identity
 from ciss.runtime import Runtime, StopRequest, start_torch
 from ciss.training import EpochTotals, InterruptedTrainingError, Recipe, Training, poly_lr, train
 
@@ -462,3 +465,95 @@ def test_a_saved_model_names_its_classes_recipe_and_source(script: Script) -> No
     assert metadata["recipe"]["weight_decay"] == 1e-4
     assert metadata["seed"] == 1
     assert metadata["source"].startswith("0.")
+    assert (metadata["background"], metadata["values"], metadata["void"]) == (None, None, None)
+
+
+@pytest.fixture
+def identity_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], str]:
+    """The identity that ``workflow_scripts/train.py`` gives the progress of a command line."""
+    path = REPOSITORY / "workflow_scripts" / "train.py"
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.setattr(scripting, "run", lambda *_, **__: None)
+    made = runpy.run_path(str(path), run_name="__main__")
+    for name in ("these weights", "other weights"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    rows = pd.DataFrame({"image": ["a.jpg", "b.jpg"], "mask": ["a.png", "b.png"]})
+    always = "--dataset x --root x --step 0 --method ce --seed 1 --new-classes 2 --split x"
+    always += " --output x --history x --epochs 3 --lr 0.1 --weights these\\ weights"
+
+    def identity_for(words: str) -> str:
+        arguments = made["parser"].parse_args(shlex.split(f"{always} {words}"))
+        recipe = from_flags(arguments, Recipe)
+        lookup = training_lookup(
+            scripting.dataset_from(arguments).lookup, range(1, 1 + arguments.new_classes)
+        )
+        facts = made["facts"](arguments, recipe, rows, lookup)
+        return identity({**facts, "init": made["digest"](arguments)})
+
+    return identity_for
+
+
+OWN = "--kind folders --classes a b"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("--kind camvid", "--kind camvid --background unlabelled", False),
+        ("--kind camvid", "--kind camvid --background ignore", True),  # it does so by default
+        ("--kind cityscapes", "--kind cityscapes --background ignore", False),
+        ("--kind voc", "--kind voc --classes cat dog", False),
+        ("--kind voc", "--kind voc --order a", False),
+        ("--kind voc", "--kind ade", False),
+        (OWN, f"{OWN} --background ignore", False),
+        (f"{OWN} --values a=1 b=2,3", f"{OWN} --values a=1 b=2", False),
+        (f"{OWN} --values a=1 b=2", f"{OWN} --values b=2 a=1", True),
+        (f"{OWN} --void 9", f"{OWN} --void 9 8", False),
+        ("--kind voc", "--kind voc --new-classes 3", False),
+        ("--kind voc", "--kind voc --data-state other", False),
+        ("--kind voc", "--kind voc --weights 'other weights'", False),
+        ("--kind voc", "--kind voc --norm bn", False),
+        ("--kind voc", "--kind voc --crop 64", False),
+        ("--kind voc", "--kind voc --accumulate 2", False),
+        ("--kind voc", "--kind voc --cache x --root y --workers 3 --processes 2", True),
+    ],
+)
+def test_progress_is_that_of_one_result(
+    before: str, after: str, same: bool, identity_of: Callable[[str], str]
+) -> None:
+    """What decides the result, labels above all, is in its identity; how the job runs is not."""
+    assert (identity_of(before) == identity_of(after)) == same
+
+
+def test_a_stop_while_the_method_looks_at_the_images(
+    start: Callable[..., Training], images: TrainingImages, tmp_path: Path
+) -> None:
+    """PLOP's pass for its thresholds takes its time; a limit in it must not end in a kill."""
+    training, stop = start("plop"), StopRequest()
+    seen = []
+    assert training.teacher is not None
+    training.teacher.register_forward_hook(
+        lambda *_: seen.append(setattr(stop, "signal", "SIGTERM"))
+    )
+    progress = Progress(tmp_path / "progress.pt", "plop")
+    with pytest.raises(InterruptedTrainingError, match=r"SIGTERM while .* before the first"):
+        train(training, images, Runtime(), progress, stop)
+    assert len(seen) == 1 < N_BATCHES
+    assert (training.iteration, progress.load()) == (0, None)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_tries_out_algorithms_where_all_batches_have_one_size(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    monkeypatch.setattr(runtime, "_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda _: None)
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", cudnn.allow_tf32)
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    chosen = Runtime(threads=1, deterministic=deterministic)
+    start_torch(chosen, same_sizes=True)
+    assert cudnn.benchmark == (not deterministic)
+    start_torch(chosen)
+    assert not cudnn.benchmark

@@ -24,7 +24,7 @@ from ciss.runtime import Runtime, log, source_revision, start_torch
 def main(arguments: argparse.Namespace) -> None:
     """Write the attribution, from which masks for every option can be made."""
     runtime = from_flags(arguments, Runtime)
-    device = start_torch(runtime)
+    device = start_torch(runtime, same_sizes=True)
     dataset = scripting.dataset_from(arguments)
     network, _ = load_model(arguments.model)
     new = range(network.n_classes, network.n_classes + arguments.new_classes)

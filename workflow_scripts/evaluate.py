@@ -25,7 +25,7 @@ from ciss.runtime import Runtime, log, start_torch
 def main(arguments: argparse.Namespace) -> None:
     """Write the confusion matrix."""
     runtime = from_flags(arguments, Runtime)
-    device = start_torch(runtime)
+    device = start_torch(runtime, same_sizes=arguments.mode == "crop")
     dataset = scripting.dataset_from(arguments)
     network, metadata = load_model(arguments.model)
     seen = range(1, network.n_classes)

@@ -26,7 +26,7 @@ from ciss.flags import add_flags, add_option_flag, from_flags, options_from
 from ciss.image_cache import ImageCache, cache_folder, cached_images
 from ciss.index import read_index
 from ciss.labels import training_lookup
-from ciss.loading import TrainingImages, batches_per_epoch, micro_batches
+from ciss.loading import Lookup, TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 from ciss.models.pretrained import load_imagenet
@@ -68,13 +68,21 @@ def importances_to(method: Method, path: Path, teacher: nn.Module, device: torch
     )
 
 
-def facts(arguments: argparse.Namespace, recipe: Recipe, rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what decides the result: it names the progress and goes into the model's header."""
+def facts(
+    arguments: argparse.Namespace, recipe: Recipe, rows: pd.DataFrame, lookup: Lookup
+) -> dict[str, Any]:
+    """Return what decides the result: it names the progress and goes into the model's header.
+
+    ``lookup`` is what the flags of the data set make of a mask's values: several spellings of one
+    are one training.
+    """
     return {
         "dataset": arguments.dataset,
         "classes": arguments.classes,
         "order": arguments.order,
         "data": arguments.data_state,
+        "new_classes": arguments.new_classes,
+        "labels": hashlib.sha256(lookup.tobytes()).hexdigest(),
         "step": arguments.step,
         "method": arguments.method,
         "options": options_from(arguments),
@@ -88,16 +96,15 @@ def facts(arguments: argparse.Namespace, recipe: Recipe, rows: pd.DataFrame) -> 
 def main(arguments: argparse.Namespace) -> None:
     """Train and write the model, its history and, where the method keeps them, importances."""
     runtime, recipe = from_flags(arguments, Runtime), from_flags(arguments, Recipe)
-    device = start_torch(runtime)
+    device = start_torch(runtime, same_sizes=True)
     torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
     rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
     network, teacher = starting_point(arguments)
     n_old = 0 if teacher is None else teacher.n_classes
     new = range(max(n_old, 1), network.n_classes)
-    images = TrainingImages(
-        dataset.root, rows, training_lookup(dataset.lookup, new), recipe.crop, arguments.seed
-    )
+    lookup = training_lookup(dataset.lookup, new)
+    images = TrainingImages(dataset.root, rows, lookup, recipe.crop, arguments.seed)
     method = make_method(arguments, n_old, network.n_classes - n_old)
     if arguments.importances is not None and teacher is not None:
         importances_to(method, arguments.importances, teacher, device)
@@ -105,7 +112,7 @@ def main(arguments: argparse.Namespace) -> None:
     training = Training(network, teacher, method, recipe, iterations, device)
     # What `auto` means depends on the device: progress in another precision is another recipe's.
     precision = str(training.dtype).removeprefix("torch.")
-    about = {**facts(arguments, recipe, rows), "precision": precision}
+    about = {**facts(arguments, recipe, rows, lookup), "precision": precision}
     names = ", ".join(dataset.classes[label] for label in new)
     log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
@@ -129,6 +136,9 @@ def main(arguments: argparse.Namespace) -> None:
         metadata = {
             **about,
             "classes": dataset.classes[: network.n_classes],
+            "background": arguments.background,
+            "values": arguments.values,
+            "void": arguments.void,
             "images": len(images),
             "processes": distributed.size(),
             "bn_batch": min(together),
