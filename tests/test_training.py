@@ -269,7 +269,7 @@ def test_losses_that_were_not_looked_at_yet_are_at_an_epoch_s_end_and_before_sav
     for look in (lambda totals: totals.finish(0, training), EpochTotals.state_dict):
         totals = EpochTotals(training, images)
         totals._unchecked.append(
-            ({"classification": torch.tensor(float("nan"))}, torch.tensor([3]))
+            ({"classification": torch.tensor(float("nan"))}, torch.tensor([3]), 1)
         )
         with pytest.raises(CissError, match=rf"'classification' became nan .*{images.pairs[3][0]}"):
             look(totals)
