@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     _check_processes(config["runtime"])
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
+    method_kinds(config)
     for name, matrix in config["matrices"].items():
         _check_matrix(config, name, matrix)
     _check_experiments(config)
@@ -199,6 +200,35 @@ def scenario(config: Config, dataset_name: str, name: str) -> Scenario:
 def method_variant(section: Mapping[str, Any], name: str) -> Variant:
     """Resolve a method of an experiment's name; ``section`` is the ``methods`` section."""
     return _variant(section, name, "method", methods)
+
+
+def method_kinds(config: Config) -> dict[str, str]:
+    """Return the kind of each method and variant that the configuration names at any level.
+
+    Files are named after the variant alone, and what a step writes depends on the kind. Raises
+    ``CissError`` where two data sets or scenarios mean different kinds by one name.
+    """
+    kinds = {name: (name, "built-in") for name in methods.names()}
+    for where, section in _method_sections(config):
+        for name in section:
+            kind = method_variant(section, name).kind
+            other, elsewhere = kinds.setdefault(name, (kind, where))
+            if kind != other:
+                raise CissError(
+                    f"{where}.{name} is '{kind}', but '{other}' in {elsewhere}; a variant is of "
+                    "one kind for all data sets, give one of the two another name"
+                )
+    return {name: kind for name, (kind, _) in kinds.items()}
+
+
+def _method_sections(config: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield where methods are set, and what holds there."""
+    yield "methods", config.get("methods", {})
+    for name, entry in config["datasets"].items():
+        yield f"datasets.{name}.methods", settings(config, name).get("methods", {})
+        for spelled in entry.get("scenarios", {}):
+            within = settings(config, name, scenario(config, name, spelled))
+            yield f"datasets.{name}.scenarios.{spelled}.methods", within.get("methods", {})
 
 
 def initialisation_variant(section: Mapping[str, Any], name: str) -> Variant:

@@ -62,8 +62,9 @@ class Runtime:
 def start_logging(path: Path | None) -> None:
     """Send log lines to standard error, and to ``path`` where one is given.
 
-    The file is appended to: what an interrupted attempt wrote stays. Of several processes only the
-    main one reports; the others write errors.
+    The file is appended to: by hand, what an interrupted attempt wrote stays (Snakemake removes a
+    job's log before each attempt). Of several processes only the main one reports; the others
+    write errors.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path is not None:

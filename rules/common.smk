@@ -213,19 +213,7 @@ def is_generated(dataset):
 
 def keepers():
     """A pattern for the runs whose method keeps importances, variants included."""
-    sections = [CONFIG, *CONFIG["datasets"].values()]
-    sections += [
-        scenario
-        for entry in sections[1:]
-        for scenario in entry.get("scenarios", {}).values()
-    ]
-    declared = {
-        name: options
-        for part in sections
-        for name, options in part.get("methods", {}).items()
-    }
-    kinds = {name: options.get("method", name) for name, options in declared.items()}
-    kinds |= {name: name for name in methods.names()}
+    kinds = ciss.config.method_kinds(CONFIG)
     names = [
         name for name, kind in kinds.items() if methods.describe(kind).keeps_importances
     ]

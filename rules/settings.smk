@@ -187,6 +187,7 @@ def shared_runtime_flags(wildcards, threads, resources):
 
 def processes(resources):
     """One for each GPU that a job has, unless the configuration has its own number."""
+    check_shared_gpus()
     chosen = CONFIG["runtime"].get("processes", "auto")
     gpus = resources.get("gpu", 0)
     wanted = CONFIG["runtime"]["gpus"]
@@ -197,6 +198,27 @@ def processes(resources):
             "round"
         )
     return max(gpus, 1) if chosen == "auto" else chosen
+
+
+@cache
+def check_shared_gpus():
+    """Stop where jobs of this machine would run at once on the same GPU: each takes the first."""
+    # While rules are read it is not known yet what executes them. A dry run with a number of jobs
+    # in a queue may be one for a cluster.
+    queued = not workflow.local_exec or (
+        workflow.dryrun and workflow.resource_settings.nodes is not None
+    )
+    if queued or not workflow.is_main_process:
+        return
+    given, wanted = workflow.global_resources.get("gpu"), most_gpus()
+    if given is not None and given.value > wanted > 0:
+        stop(
+            f"jobs may use gpu={given.value} together (--resources or a profile), but a job uses "
+            f"{wanted} and takes the first that it sees, so that several would share it; set "
+            f"runtime.gpus to {given.value} for jobs that use all of them, or leave gpu at {wanted} "
+            "and start Snakemake twice, with CUDA_VISIBLE_DEVICES=0 and =1 and a folder of results "
+            "each"
+        )
 
 
 def training_flags(wildcards, threads, resources):

@@ -175,6 +175,26 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
         },
         ["datasets.voc", "methods.mine", "ewc", "mib"],
     ),
+    (
+        {
+            "datasets": {
+                "voc": {"methods": {"mine": {"method": "ewc"}}},
+                "ade": {"methods": {"mine": {"method": "mib"}}},
+            },
+        },
+        ["datasets.voc.methods", "datasets.ade.methods", "mine", "'ewc'", "'mib'", "another name"],
+    ),
+    (
+        {
+            "datasets": {
+                "voc": {
+                    "methods": {"mine": {"method": "ewc"}},
+                    "scenarios": {"15-1": {"methods": {"mine": {"method": "mib"}}}},
+                },
+            },
+        },
+        ["datasets.voc.scenarios.15-1.methods.mine", "'ewc'", "'mib'", "another name"],
+    ),
     ({"initialisations": {"awt": {"pooling": "max"}}}, ["awt.pooling", "'max'", "max_after_mean"]),
     ({"initialisations": {"awt": {"grouping": "class"}}}, ["awt.grouping", "per_class"]),
     ({"initialisations": {"awt": {"fraction": 0}}}, ["awt.fraction", "0", "above 0"]),
@@ -313,6 +333,15 @@ def test_mask_values_given_as_text_are_read() -> None:
 def test_the_evaluated_list(name: str, images: str, evaluated: str) -> None:
     config = checked(with_change(evaluation={"images": images}))
     assert configuration.evaluated_images(config, name) == evaluated
+
+
+def test_a_variant_keeps_its_kind_where_another_level_changes_an_option() -> None:
+    change = {
+        "methods": {"mine": {"method": "ewc"}},
+        "datasets": {"voc": {"methods": {"mine": {"importance": 2}}}},
+    }
+    kinds = configuration.method_kinds(checked(with_change(**change)))
+    assert (kinds["mine"], kinds["plop"]) == ("ewc", "plop")
 
 
 def test_levels_are_merged_key_by_key() -> None:

@@ -807,6 +807,18 @@ def test_a_job_starts_a_process_for_each_gpu_that_it_has(clone: Path) -> None:
     assert "gpu=4" in error
 
 
+def test_two_jobs_do_not_start_on_one_gpu(clone: Path) -> None:
+    wanted = ("-n", "voc_15-5_mib", "--resources", "gpu=2", "--config")
+    run = snakemake(clone, *wanted, "runtime={gpus: 1}")
+    (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
+    for words in ("gpu=2", "runtime.gpus to 2", "CUDA_VISIBLE_DEVICES"):
+        assert words in error
+    assert snakemake(clone, *wanted, "runtime={gpus: 2}").status == 0
+    # The scheduler of a cluster gives each job GPUs of its own.
+    queued = ("--profile", "slurm", *wanted, "runtime={gpus: 1}")
+    assert snakemake(clone, *queued).status == 0
+
+
 def test_a_default_may_be_spelled_out(clone: Path) -> None:
     run = snakemake(clone, "-n", "voc_15-1_mib_mib", "voc_15-1_mib")
     assert run.status == 0, run.output
