@@ -14,6 +14,8 @@ from ciss.reports import ReportedRun
 
 #: columns of Snakemake's benchmark files that are shown, by the name they have on the page
 _BENCHMARK = {"seconds": "s", "memory (MB)": "max_rss", "load (%)": "mean_load"}
+#: how the name of an attribution's job begins; the scenario follows
+_ATTRIBUTE = "attribute_"
 
 
 class Job(NamedTuple):
@@ -34,10 +36,14 @@ def of_report(
 
     ``folder``: of all results.
     """
+    # Scenarios that share a step 0 each have an attribution beside its model.
+    scenarios = {(run.dataset, run.scenario) for run in runs}
     return [
         Job(log.stem, place, log.relative_to(folder), benchmark.relative_to(folder))
         for place, pattern in _places(runs, seeds, report)
         for log in sorted((folder / place).glob(f"logs/{pattern}.log"))
+        if not log.stem.startswith(_ATTRIBUTE)
+        or (Path(place).parts[0], log.stem.removeprefix(_ATTRIBUTE)) in scenarios
         for benchmark in [log.parent.with_name("benchmarks") / f"{log.stem}.tsv"]
     ]
 

@@ -34,10 +34,14 @@ SCENARIO_FIGURES = ("miou_by_step", "base_miou_by_step", "forgetting_by_class", 
 #: drawn where a report's runs differ in the share of channels that AWT transfers
 SHARES_FIGURE = "transfer_shares"
 
+#: of one run: the IoU of each class after each step
+CLASSES_FIGURE = "classes_{run}"
 #: of one run: made from its models and images
 PREDICTIONS_FIGURE = "predictions_{run}"
 CHANNELS_FIGURE = "channel_scores_{run}"
 ATTRIBUTION_FIGURE = "attribution_{run}"
+#: all that is drawn of one run
+RUN_FIGURES = (CLASSES_FIGURE, PREDICTIONS_FIGURE, CHANNELS_FIGURE, ATTRIBUTION_FIGURE)
 
 
 def artifact(pattern: str, experiment: Experiment, seed: int, step: int) -> str:

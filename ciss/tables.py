@@ -72,7 +72,7 @@ def beside_published(
         for run in results.over_seeds(summary).to_dict("records")
     }
     for (dataset, scenario), group in distances.groupby(["dataset", "scenario"], sort=False):
-        heads = dict(zip(("old", "new", "all"), _class_heads(group), strict=True))
+        heads = dict(zip(("old", "new", "all"), class_heads(group), strict=True))
         if int(group["n_steps"].iloc[0]) == 1:
             heads = {"all": "all"}
         rows = []
@@ -369,7 +369,7 @@ def _columns(scenario: pd.DataFrame) -> list[_Column]:
         return [_Column(name, "all", (name, "all"))]
     return [
         _Column(f"{name} ({steps} steps)", head, (name, score), score == "forgetting")
-        for head, score in zip((*_class_heads(scenario), "avg", "forg."), _SHOWN, strict=True)
+        for head, score in zip((*class_heads(scenario), "avg", "forg."), _SHOWN, strict=True)
     ]
 
 
@@ -389,7 +389,7 @@ def _columns_without_background(scenario: pd.DataFrame) -> list[_Column]:
     ]
 
 
-def _class_heads(scenario: pd.DataFrame) -> tuple[str, str, str]:
+def class_heads(scenario: pd.DataFrame) -> tuple[str, str, str]:
     """Heads of old, new and all: ``0-15``, ``16-20``, ``all``."""
     base, last = (int(scenario[name].iloc[0]) for name in ("n_base", "n_classes"))
     return f"0-{base}", f"{base + 1}-{last}" if last > base + 1 else f"{last}", "all"

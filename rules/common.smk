@@ -21,6 +21,7 @@ sys.path.insert(0, str(workflow.basedir))
 import ciss.cluster
 import ciss.config
 import ciss.fingerprint
+import ciss.initialisations
 import ciss.prepare
 import ciss.published
 import ciss.records

@@ -63,7 +63,7 @@ def histories(wildcards):
     """Histories of the first step that learns new classes."""
     if is_partial(wildcards.report):
         return []
-    _, seeds = REPORTS[wildcards.report]
+    _, seeds = report_at(wildcards.report)
     return [
         artifact(
             paths.HISTORY, experiment, seed, min(1, experiment.scenario.n_steps - 1)
@@ -75,7 +75,7 @@ def histories(wildcards):
 
 def experiment_drawn(wildcards):
     """The experiment of a figure of one run, and the seed of which models are shown."""
-    _, seeds = REPORTS[wildcards.report]
+    _, seeds = report_at(wildcards.report)
     chosen = experiment_at(wildcards.dataset, wildcards.scenario, wildcards.run)
     return chosen, seeds[0]
 

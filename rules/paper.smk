@@ -120,18 +120,18 @@ rule class_figure:
     input:
         at(f"{paths.REPORT}/results.csv"),
     output:
-        pdf=at(f"{paths.FIGURES}/classes_{{run}}.pdf"),
+        pdf=at(f"{paths.FIGURES}/{paths.CLASSES_FIGURE}.pdf"),
         png=report(
-            at(f"{paths.FIGURES}/classes_{{run}}.png"),
+            at(f"{paths.FIGURES}/{paths.CLASSES_FIGURE}.png"),
             caption="../report/classes.rst",
             category="Figures",
             subcategory="{dataset} {scenario}",
             labels={"figure": "classes of {run}"},
         ),
     log:
-        at(f"{paths.FIGURES}/logs/classes_{{run}}.log"),
+        at(f"{paths.FIGURES}/logs/{paths.CLASSES_FIGURE}.log"),
     benchmark:
-        at(f"{paths.FIGURES}/benchmarks/classes_{{run}}.tsv")
+        at(f"{paths.FIGURES}/benchmarks/{paths.CLASSES_FIGURE}.tsv")
     conda:
         "../envs/ciss.yaml"
     params:

@@ -31,9 +31,28 @@ def is_partial(report):
     return report.endswith(ciss.config.PARTIAL)
 
 
+def experiment_named(report):
+    """The experiment of a report that the configuration does not list; ends where there is none."""
+    try:
+        return experiments.parse_experiment(
+            CONFIG, report.removesuffix(ciss.config.PARTIAL)
+        )
+    except CissError as error:
+        stop(error)
+
+
+def report_at(name):
+    """Experiments and seeds of a report.
+
+    A job on a cluster gets a rule and its wildcards, and does not know which experiments the
+    command line named beside the configured ones.
+    """
+    return REPORTS.get(name) or ([experiment_named(name)], CONFIG["seeds"])
+
+
 def report_confusions(report):
     """The confusion matrices that a report is made of."""
-    chosen, seeds = REPORTS[report]
+    chosen, seeds = report_at(report)
     return [
         artifact(paths.CONFUSION, experiment, seed, step)
         for experiment in chosen
@@ -63,12 +82,7 @@ def add_requested_experiments():
         if target in REPORTS or target in rule_names or Path(target).exists():
             continue
         partial = ciss.config.PARTIAL if is_partial(target) else ""
-        try:
-            experiment = experiments.parse_experiment(
-                CONFIG, target.removesuffix(partial)
-            )
-        except CissError as error:
-            stop(error)
+        experiment = experiment_named(target)
         name = f"{experiment.name}{partial}"
         REPORTS[name] = ([experiment], CONFIG["seeds"])
         if target != name:
@@ -132,7 +146,7 @@ def model_figures(chosen, report):
 
 def tables_and_figures(report):
     """What a report is made of, but for the pages that are about all of it."""
-    chosen, _ = REPORTS[report]
+    chosen, _ = report_at(report)
     # A partial report draws what has left the shared step 0.
     drawn = [e for e in chosen if not is_partial(report) or has_begun(report, e)]
     # Offline there are no steps to draw.
@@ -143,7 +157,10 @@ def tables_and_figures(report):
         at(f"{paths.REPORT.format(report=report)}/table.md"),
         *[f"{folder}/{paths.SCENARIO_FIGURES[0]}.pdf" for folder in by_step],
         *shares_figures(drawn, report),
-        *[f"{figures_folder(report, e)}/classes_{e.run}.pdf" for e in drawn],
+        *[
+            f"{figures_folder(report, e)}/{paths.CLASSES_FIGURE.format(run=e.run)}.pdf"
+            for e in drawn
+        ],
         # Models that are not there are not to be trained for it.
         *([] if is_partial(report) else model_figures(chosen, report)),
     ]
@@ -169,13 +186,13 @@ def has_begun(report, experiment):
     last = experiment.scenario.n_steps - 1
     return any(
         Path(artifact(paths.CONFUSION, experiment, seed, step)).is_file()
-        for seed in REPORTS[report][1]
+        for seed in report_at(report)[1]
         for step in range(min(1, last), last + 1)
     )
 
 
 def report_experiments(wildcards):
-    chosen, _ = REPORTS[wildcards.report]
+    chosen, _ = report_at(wildcards.report)
     track = wildcards.get("scenario")
     return [
         e

@@ -78,13 +78,13 @@ def channel_flags(wildcards):
     """How a run's initialisation chooses channels; its other options come after the choice."""
     options = experiment_drawn(wildcards)[0].init.options
     return to_flags(
-        {name: options[name] for name in ("fraction", "grouping", "pooling")}
+        {name: options[name] for name in ciss.initialisations.CHANNEL_OPTIONS}
     )
 
 
 def run_flags(wildcards):
     """Each experiment as the scripts take it; paths would make the command too long."""
-    _, seeds = REPORTS[wildcards.report]
+    _, seeds = report_at(wildcards.report)
     flags = []
     for e in report_experiments(wildcards):
         init = e.init.name if "_" in e.run else "-"
@@ -144,7 +144,7 @@ def found_files(wildcards):
 
 def shown_configuration(report):
     """The part of the configuration that a report is about, as JSON."""
-    names = {e.dataset for e in REPORTS[report][0]}
+    names = {e.dataset for e in report_at(report)[0]}
     parts = {name: value for name, value in CONFIG.items() if name != "paper"}
     parts["datasets"] = {name: CONFIG["datasets"][name] for name in sorted(names)}
     parts["matrices"] = {n: m for n, m in CONFIG["matrices"].items() if n == report}

@@ -90,6 +90,24 @@ def test_names_are_the_modules():
         transfer.get("base")
 
 
+def test_one_that_needs_attribution_has_the_options_that_choose_channels(tmp_path, monkeypatch):
+    code = 'NEEDS_ATTRIBUTION = True\nOPTIONS = {"fraction": 0.5, "other": 1}\n'
+    (tmp_path / "half.py").write_text(code)
+    monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
+    initialisations.names.cache_clear()
+    try:
+        with pytest.raises(
+            CissError, match=r"half needs .* no option grouping, pooling: .*half\.py"
+        ):
+            initialisations.describe("half")
+        (tmp_path / "half.py").write_text(code.replace("True", "False"))
+        assert initialisations.describe("half").defaults == {"fraction": 0.5, "other": 1}
+    finally:
+        initialisations.names.cache_clear()
+        initialisations.describe.cache_clear()
+
+
 def test_planning_and_attribution_know_the_same_words():
     choices = initialisations.describe("awt").choices
     assert choices == {"pooling": list(POOLINGS), "grouping": list(GROUPINGS)}

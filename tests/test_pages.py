@@ -7,14 +7,16 @@ import gzip
 import json
 import random
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import in_browser
+from helpers import REPOSITORY, in_browser
 
-from ciss import jobs, pages
+from ciss import comparison, jobs, pages, reports, results
 from ciss.reports import ReportedRun
 
 FRAME = pd.DataFrame(
@@ -105,6 +107,37 @@ def test_durations(seconds: float, expected: str) -> None:
     assert pages.duration(seconds) == expected
 
 
+@pytest.mark.parametrize(
+    ("counts", "heads"),
+    [
+        ((16, 5), ["0-15", "16-20"]),
+        ((20, 1), ["0-19", "20"]),
+        ((21,), []),
+    ],
+)
+def test_the_head_of_a_score_says_its_classes(
+    counts: tuple[int, ...], heads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = f"{counts[0] - 1}-{counts[1]}" if len(counts) > 1 else "offline"
+    run = ReportedRun("voc", scenario, "ft", "", counts, "base/ce")
+    tidy = reports.tidy_table([])
+    results.write_table(tmp_path / "summary.csv", reports.summary_of_all(tidy, [run], [1]))
+    results.write_table(tmp_path / "results.csv", tidy)
+    results.write_table(tmp_path / "distance.csv", pd.DataFrame(columns=comparison.CELL))
+    scripts = REPOSITORY / "workflow_scripts"
+    monkeypatch.setattr(sys, "path", [str(scripts), *sys.path])
+    html = runpy.run_path(str(scripts / "pages.py"))["tables_page"](tmp_path, "few")
+    table = html.partition("IoU of each class")[0]
+    shown = re.findall(r"<th[^>]*><button[^>]*>([^<]*)<", table)
+    assert shown[:2] == ["method", "experiment"]
+    assert [head for head in shown if head[0].isdigit()] == heads
+    assert [head in shown for head in ("all", "old without background", "forgetting")] == [
+        True,
+        bool(heads),
+        bool(heads),
+    ]
+
+
 def test_jobs_are_those_of_the_report_in_the_order_of_the_data(tmp_path: Path) -> None:
     runs = [
         ReportedRun("shapes", "10-5", method, "", (11, 5, 5), "10/ce") for method in ("ft", "mib")
@@ -114,6 +147,7 @@ def test_jobs_are_those_of_the_report_in_the_order_of_the_data(tmp_path: Path) -
         "shapes/logs/index.log",
         "shapes/10/logs/split.log",
         "shapes/10-5/logs/split.log",
+        "shapes/10/ce/seed1/step0/logs/attribute_10-5.log",
         "shapes/10/ce/seed1/step0/logs/train.log",
         "shapes/10-5/ft/seed1/step1/logs/train.log",
         "shapes/10-5/mib/seed1/step2/logs/evaluate.log",
@@ -124,6 +158,8 @@ def test_jobs_are_those_of_the_report_in_the_order_of_the_data(tmp_path: Path) -
         "data/logs/other.log",
         "shapes/10-5/ft/seed2/step1/logs/train.log",
         "shapes/10-5/lwf/seed1/step1/logs/train.log",
+        # Another scenario shares step 0.
+        "shapes/10/ce/seed1/step0/logs/attribute_10-2.log",
         "reports/many/logs/table.log",
     ]
     for name in logs + foreign:
@@ -135,7 +171,7 @@ def test_jobs_are_those_of_the_report_in_the_order_of_the_data(tmp_path: Path) -
     found = jobs.of_report(tmp_path, runs, [1], "few")
     assert [str(job.log) for job in found] == logs
     table = jobs.read(tmp_path, found)
-    row = table.iloc[5]
+    row = table.iloc[6]
     assert (row["job"], row["of"]) == ("train", "shapes/10-5/ft/seed1/step1")
     assert (row["seconds"], row["load (%)"]) == (9.5, 50)
     assert np.isnan(row["memory (MB)"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import pytest
 from helpers import REPOSITORY, full_disk, run_python
 from PIL import Image
 
-from ciss import distributed, runtime, scripting
+from ciss import distributed, reports, results, runtime, scripting
 from ciss.errors import CissError
 from ciss.flags import value_flags
 from ciss.index import read_index
+from ciss.reports import ReportedRun
 from ciss.splits import read_split, select
 
 SCRIPTS = sorted(
@@ -86,6 +88,32 @@ def test_index_and_split_of_own_folders_by_hand(
         (1, "train"): ["train/i/1.jpg", "train/i/2.jpg"],
         (1, "test"): ["val/i/0.jpg", "val/i/1.jpg"],
     }
+
+
+def test_the_figures_of_a_report_are_those_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        ReportedRun("shapes", scenario, "mib", init, (11, 5, 5), "10/ce")
+        for scenario, init in (("10-5", "awt"), ("10-2", ""))
+    ]
+    summary = reports.summary_of_all(reports.tidy_table([]), runs, [1])
+    results.write_table(tmp_path / "summary.csv", summary)
+    (tmp_path / "table.txt").write_text("the table\n")
+    shown = ["10-2/classes_mib", "10-2/miou_by_step", "10-5/attribution_mib_awt"]
+    shown += ["10-5/channel_scores_mib_awt", "10-5/predictions_mib_awt", "10-5/transfer_shares"]
+    # Of runs and a scenario that the matrix had once.
+    left = ["10-2/classes_mib_awt", "10-5/predictions_mib", "15-5/miou_by_step"]
+    for name in shown + left:
+        path = tmp_path / f"figures/shapes_{name}.pdf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    path = REPOSITORY / "workflow_scripts" / "show_report.py"
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path)])
+    runpy.run_path(str(path), run_name="__main__")
+    printed = re.findall(r"figures/shapes_(\S+)\.pdf", capsys.readouterr().out)
+    assert printed == shown
 
 
 def test_a_script_runs_from_anywhere(tmp_path: Path) -> None:

@@ -834,6 +834,18 @@ def test_a_file_is_a_target_too(clone: Path) -> None:
     assert run.jobs == jobs
 
 
+@pytest.mark.parametrize("rule", ["prediction_figure", "attribution_figures"])
+def test_a_job_of_an_experiment_that_the_command_line_named_runs_on_a_cluster(
+    rule: str, clone: Path
+) -> None:
+    """Such a job is asked for by its rule and wildcards, and sees no other target."""
+    wildcards = "report=shapes_15-5_mib_awt,dataset=shapes,scenario=15-5,run=mib_awt"
+    job = ("--mode", "remote", "--target-jobs", f"{rule}:{wildcards}")
+    run = snakemake(clone, "-n", "--configfile", "configs/demo.yaml", *job)
+    assert run.status == 0, run.output
+    assert run.jobs[rule] == 1
+
+
 def test_the_root_on_the_command_line(changed: Path) -> None:
     (changed / "own images").rename(changed / "moved")
     root = ("--config", "datasets={own: {root: moved}}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import repository  # noqa: F401
 
-from ciss import figures, results, scripting
+from ciss import figures, paths, results, scripting
 from ciss.flags import add_option_flag, options_from
 from ciss.style import style_from_config
 
@@ -21,7 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
         & (table["run"] == arguments.run)
     ]
     figure = figures.class_heatmap(tidy, style_from_config(options_from(arguments)))
-    figures.save(figure, arguments.output / f"classes_{arguments.run}")
+    figures.save(figure, arguments.output / paths.CLASSES_FIGURE.format(run=arguments.run))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pandas as pd
 import repository  # noqa: F401
 import yaml
 
-from ciss import comparison, jobs, metrics, pages, paths, results, scripting
+from ciss import comparison, jobs, metrics, pages, paths, results, scripting, tables
 from ciss.files import write_text
 from ciss.reports import ReportedRun, add_run_flags, runs_from
 from ciss.runtime import source_revision
@@ -45,22 +45,31 @@ def tables_page(folder: Path, report: str) -> str:
         )
     ]
     for (dataset, scenario), group in summary.groupby(["dataset", "scenario"], sort=False):
-        base, last = (int(group[name].iloc[0]) for name in ("n_base", "n_classes"))
-        names = {"old": f"0-{base}", "new": f"{base + 1}-{last}", "average_over_steps": "average"}
-        names |= {score: score.replace("_", " ") for score in results.SCORES if score not in names}
+        names = score_heads(group)
         shown = pd.DataFrame({"method": [*map(pretty_name, group["method"], group["init"])]})
         shown["experiment"] = [f"{dataset}_{scenario}_{run}" for run in group["run"]]
         errors = {}
-        for score in results.SCORES:
-            shown[names[score]] = group[score].to_numpy()
-            errors[names[score]] = f"{score}_sd"
-            shown[errors[names[score]]] = group[f"{score}_sd"].to_numpy()
+        for score, head in names.items():
+            shown[head] = group[score].to_numpy()
+            errors[head] = f"{score}_sd"
+            shown[errors[head]] = group[f"{score}_sd"].to_numpy()
         shown["seeds"] = group["seeds"].to_numpy()
         title = f"{DATASET_NAMES.get(str(dataset), dataset)} {scenario}"
         parts += [pages.heading(title), pages.table(shown, errors)]
         mine = tidy[(tidy["dataset"] == dataset) & (tidy["scenario"] == scenario)]
         parts += [pages.heading(f"{title}: IoU of each class"), pages.table(by_class(mine))]
     return pages.page(f"Tables of {report}", *parts, *beside_published(folder))
+
+
+def score_heads(scenario: pd.DataFrame) -> dict[str, str]:
+    """Head of each score that a scenario has: without later steps there are but means of all."""
+    if int(scenario["n_steps"].iloc[0]) == 1:
+        names = {score: score for score in ("all", "all_without_background")}
+    else:
+        heads = zip(("old", "new", "all"), tables.class_heads(scenario), strict=True)
+        known = {**dict(heads), "average_over_steps": "average"}
+        names = {score: known.get(score, score) for score in results.SCORES}
+    return {score: head.replace("_", " ") for score, head in names.items()}
 
 
 def beside_published(folder: Path) -> list[str]:

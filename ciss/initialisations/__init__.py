@@ -20,6 +20,8 @@ from typing import Any
 from ciss.errors import CissError
 from ciss.names import unknown
 
+#: options from which the channel masks are made, for initialisations that need attribution
+CHANNEL_OPTIONS = ("fraction", "grouping", "pooling")
 _FACTS = ("NEEDS_ATTRIBUTION", "OPTIONS", "CHOICES")
 
 
@@ -44,7 +46,8 @@ def names() -> tuple[str, ...]:
 def describe(name: str) -> Description:
     """Read an initialisation's facts from its source, without importing it.
 
-    Raises ``CissError`` for an unknown name.
+    Raises ``CissError`` for an unknown name, and for one that needs attribution but lacks an option
+    of ``CHANNEL_OPTIONS``.
     """
     check_name(name)
     syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
@@ -55,6 +58,12 @@ def describe(name: str) -> Description:
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in _FACTS:
             values[target.id] = ast.literal_eval(node.value)
+    absent = sorted({*CHANNEL_OPTIONS} - values["OPTIONS"].keys())
+    if values["NEEDS_ATTRIBUTION"] and absent:
+        raise CissError(
+            f"initialisation {name} needs attribution, but has no option {', '.join(absent)}: "
+            f"channels are chosen by them; add them to OPTIONS in ciss/initialisations/{name}.py"
+        )
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
     return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"], values["CHOICES"])
 
