@@ -61,7 +61,7 @@ def unpack(
                 continue
             count += 1
             target = folder / _safe(archive, member, relative)
-            if skip_known and target.is_file() and target.stat().st_size == member.size:
+            if skip_known and _is_there(target, member):
                 continue
             _write(target, open_member)
     return count
@@ -141,15 +141,22 @@ def _check_room(archive: Path, folder: Path, place: Callable[[str], str | None])
     """Compare what will be written with what is free, where the sizes are cheap to know."""
     if not zipfile.is_zipfile(archive) and not _plain_tar(archive):
         return
-    needed = sum(member.size for member, _ in _members(archive) if place(member.name) is not None)
-    have = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    needed = 0
+    for member, _ in _members(archive):
+        relative = place(member.name)
+        if relative is not None and not _is_there(folder / relative, member):
+            needed += member.size
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed - have > free:
+    if needed > free:
         raise CissError(
             f"unpacking {archive} needs {size_text(needed)}, but {folder} has only "
             f"{size_text(free)} left; free some space or choose another folder"
         )
+
+
+def _is_there(target: Path, member: Member) -> bool:
+    return target.is_file() and target.stat().st_size == member.size
 
 
 def _plain_tar(archive: Path) -> bool:

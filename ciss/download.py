@@ -411,11 +411,11 @@ def _note(remote: Remote, target: Path, digest: str) -> None:
     if remote.trees:
         log.info("%s has no fixed checksum; its content is compared once it is unpacked", target)
         return
-    known = _read_record(target.parent)
-    if known.get(target.name) != digest:
-        known[target.name] = digest
-        lines = [f"{value}  {name}\n" for name, value in sorted(known.items())]
-        write_text(target.with_name(RECORD), "".join(lines))
+    if _read_record(target.parent).get(target.name) != digest:
+        with _record_locked(target.parent):
+            known = _read_record(target.parent) | {target.name: digest}
+            lines = [f"{value}  {name}\n" for name, value in sorted(known.items())]
+            write_text(target.with_name(RECORD), "".join(lines))
     if remote.digests:
         log.info("%s is verified, sha256 %s", target, digest)
     else:
@@ -426,6 +426,16 @@ def _note(remote: Remote, target: Path, digest: str) -> None:
             digest,
             target.with_name(RECORD),
         )
+
+
+@contextmanager
+def _record_locked(folder: Path) -> Iterator[None]:
+    """Let downloads into one folder note their digests one after the other."""
+    with (folder / f".{RECORD}.lock").open("a") as file:
+        # Some network file systems have no locks.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _read_record(folder: Path) -> dict[str, str]:

@@ -99,13 +99,14 @@ def _listing_bytes(listing: Listing) -> bytes:
 def stat_files(root: Path, paths: Iterable[str]) -> Stats:
     """Return size and modification time of files below ``root``; (-1, 0) for a missing one.
 
-    Folder by folder, which takes far less of the system's time than one by one.
+    Files in a folder that cannot be read count as missing. Folder by folder, which takes far less
+    of the system's time than one by one.
     """
     wanted = set(paths)
     stats = dict.fromkeys(wanted, _MISSING)
     for folder in {path.rpartition("/")[0] for path in wanted}:
         prefix = f"{folder}/" if folder else ""
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root / folder) as entries:
+        with suppress(OSError), os.scandir(root / folder) as entries:
             for entry in entries:
                 path = prefix + entry.name
                 if path in wanted:

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -33,6 +26,7 @@ from ciss.datasets import Dataset, Listing, get_kind, list_images
 from ciss.errors import CissError
 from ciss.files import write_text
 from ciss.masks import MaskRules, read_mask
+from ciss.processes import in_processes
 
 COLUMNS = ("subset", "image", "mask", "width", "height", "labels")
 #: lines of a report under each heading
@@ -93,9 +87,9 @@ def build_index(
 
     Raises one ``CissError`` with all that is wrong with the data, at most ``MAX_REPORTED`` lines
     of each kind; the rest is written to the file ``full_report``. A published release must be
-    complete unless ``is_subset``. ``progress`` is a file that keeps what was looked at while the
-    work lasts or problems are left: the next call looks only at what is missing or has another size
-    or modification time. When ``stop`` returns a reason, the work ends with a ``CissError``.
+    complete unless ``is_subset``. ``progress`` is a file that keeps what was looked at: the next
+    call looks only at what is missing or has another size or modification time. Who writes the
+    index removes it then. When ``stop`` returns a reason, the work ends with a ``CissError``.
     """
     listing = list_images(dataset)
     rows = [(subset, *pair) for subset, pairs in listing.items() for pair in pairs]
@@ -106,9 +100,8 @@ def build_index(
         # An image in two lists is looked at once, and reported once.
         raise CissError(_report(dataset, list(dict.fromkeys(problems)), full_report))
     table = [(*row, *entries[row[1:]][:3]) for row in rows]
-    for leftover in (progress, full_report):
-        if leftover is not None:
-            leftover.unlink(missing_ok=True)
+    if full_report is not None:
+        full_report.unlink(missing_ok=True)
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
@@ -209,7 +202,7 @@ def _look_at_all(
     with (
         _appending(progress, title, fresh=not entries) as file,
         # An error here must end the processes before it goes on.
-        closing(_map(inspect, left, workers)) as results,
+        closing(in_processes(inspect, left, workers, _CHUNK)) as results,
     ):
         for pair, (stamp, entry) in zip(left, results, strict=True):
             entries[pair] = entry
@@ -221,39 +214,6 @@ def _look_at_all(
                     "again to go on from there"
                 )
     return entries
-
-
-def _map(
-    inspect: partial[tuple[list[int], _Entry]], pairs: list[tuple[str, str]], workers: int
-) -> Generator[tuple[list[int], _Entry], None, None]:
-    if workers <= 1 or len(pairs) <= _CHUNK:
-        yield from map(inspect, pairs)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        results = pool.map(inspect, pairs, chunksize=_CHUNK)
-        try:
-            yield from results
-        except BrokenProcessPool as error:
-            raise CissError(
-                "a process that read images was killed, perhaps for want of memory; start again "
-                "to go on from there, with fewer workers (runtime.threads) if it comes back"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave signals to the parent process, and end with it even where it is killed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
 def _progress_title(dataset: Dataset, rules: MaskRules) -> str:

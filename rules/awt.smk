@@ -34,6 +34,7 @@ rule attribute:
             )
         ),
         step=lambda wildcards: int(wildcards.step) + 1,
+        data=dataset_state,
         runtime=shared_runtime_flags,
         batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
     shell:

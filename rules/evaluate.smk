@@ -27,6 +27,7 @@ rule evaluate:
                 "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
             }
         ),
+        data=dataset_state,
         runtime=shared_runtime_flags,
         batch=lambda wildcards, threads: settings_of(wildcards)["evaluation"]["batch"],
     shell:

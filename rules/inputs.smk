@@ -15,13 +15,17 @@ def weights(wildcards):
             return []
         case "published" | "torchvision" as source:
             return at(f"weights/{source}-{model['backbone']}.pth")
-        case path:
-            if not Path(path).is_file() and not only_looks():
-                stop(
-                    f"model.weights of dataset '{wildcards.dataset}' is '{path}': there is no such "
-                    "file; give published, torchvision, scratch or the path of a file"
-                )
-            return path
+        case spelled:
+            path = os.path.expanduser(spelled)
+            model = Path(at(paths.MODEL.format(**dict(wildcards.items()))))
+            # A model that is there was trained from it: Snakemake takes the model as it is, should
+            # the file have been moved since or not be seen from here.
+            if Path(path).is_file() or model.is_file() or only_looks():
+                return path
+            stop(
+                f"model.weights of dataset '{wildcards.dataset}' is '{spelled}': there is no such "
+                "file; give published, torchvision, scratch or the path of a file"
+            )
 
 
 def previous(pattern):

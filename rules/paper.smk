@@ -184,6 +184,7 @@ rule prediction_figure:
             }
         ),
         folder=lambda wildcards, output: str(Path(output.pdf).parent),
+        data=dataset_state,
         runtime=runtime_flags,
     shell:
         "{params.program:q} --index {input.index:q} --split {input.split:q}"
@@ -240,6 +241,7 @@ rule attribution_figures:
         ],
         channels=channel_flags,
         folder=lambda wildcards, output: str(Path(output[0]).parent),
+        data=dataset_state,
         runtime=runtime_flags,
     shell:
         "{params.program:q} --index {input.index:q} --split {input.split:q}"

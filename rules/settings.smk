@@ -52,6 +52,10 @@ def network_flags(wildcards):
     return to_flags({name: value for name, value in model.items() if name != "weights"})
 
 
+#: settings of a recipe that need not be whole numbers
+RECIPE_FRACTIONS = ("lr", "momentum", "power", "weight_decay")
+
+
 def recipe_flags(wildcards):
     """Settings of the training loop: those of step 0 or of the later steps."""
     recipe = dict(settings_of(wildcards)["recipe"])
@@ -59,7 +63,14 @@ def recipe_flags(wildcards):
     if recipe.get("accumulate") == 1:
         del recipe["accumulate"]
     phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
-    return to_flags({**recipe, **phases["base" if wildcards.step == "0" else "later"]})
+    recipe |= phases["base" if wildcards.step == "0" else "later"]
+    # 1 and 1.0 are one setting: going from one to the other reruns nothing.
+    return to_flags(
+        {
+            name: float(value) if name in RECIPE_FRACTIONS else value
+            for name, value in recipe.items()
+        }
+    )
 
 
 def attribution_flags(wildcards):
@@ -259,12 +270,11 @@ def state_at(name):
 
 
 def dataset_state(wildcards):
-    """A setting of the index: other files, another index."""
-    return state_at(wildcards.dataset)
+    """A setting of every job that reads images or masks: other files, another result.
 
-
-def data_state(wildcards, threads):
-    """The same for jobs after the index, which run again when the index does."""
+    The index alone would not do: an index or split that comes out as before counts as unchanged,
+    for any target after the first that notices the change.
+    """
     return state_at(wildcards.dataset)
 
 

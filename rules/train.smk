@@ -35,7 +35,7 @@ rule train_base:
             }
         ),
         progress=progress_file,
-        data=data_state,
+        data=dataset_state,
         runtime=training_flags,
     shell:
         "{params.program:q} --step 0 --method {wildcards.run} --seed {wildcards.seed}"
@@ -93,7 +93,7 @@ rule train_step:
             }
         ),
         progress=progress_file,
-        data=data_state,
+        data=dataset_state,
         runtime=training_flags,
     shell:
         "{params.program:q} --step {wildcards.step} {params.method:q}"

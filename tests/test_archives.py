@@ -140,6 +140,12 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CissError, match=r"needs 100 kB, but .* has only 1 kB left"):
         unpack(archive, tmp_path / "new", inside)
+    # Of what lies there already, only what is wanted of this archive makes it need less.
+    (tmp_path / "new" / "another").write_bytes(b"x" * 100_000)
+    with pytest.raises(CissError, match=r"needs 100 kB, but .* has only 1 kB left"):
+        unpack(archive, tmp_path / "new", inside)
+    (tmp_path / "new" / "big").write_bytes(b"x" * 100_000)
+    assert unpack(archive, tmp_path / "new", inside) == 1
 
 
 def test_git_s_id_of_a_folder(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"datasets": {"voc": {"files": {"images": "i", "masks": "m"}}}}, ["voc.files", "folders"]),
     ({"datasets": {"voc": {"values": {"cat": 1}}}}, ["datasets.voc.values", "folders"]),
     (own(values={"a": 256, "b": 1}), ["own.values.a", "256", "at most 255"]),
+    (own(values={"a": [], "b": 3}), ["own.values.a is []", "at least 1"]),
     (own(values={"a": [1, 2.5], "b": 3}), ["own.values.a.1", "2.5", "integer"]),
     (own(void=-1), ["datasets.own.void", "-1", "at least 0"]),
     (own(void=1), ["datasets.own", "1", "'a'", "'void'"]),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from helpers import golden_cases, load_case
 
+from ciss import datasets
 from ciss.datasets import (
     INVALID,
     VOID,
     Dataset,
+    Kind,
     get_kind,
     kinds,
     list_images,
@@ -26,6 +29,22 @@ ORDERED = r".*/voc_15-1[a-z]"
 def cases(group: str, name: str) -> list:
     """The group's golden cases of that name; the one that says why there are none has no name."""
     return [case for case in golden_cases(group) if case.id is None or re.match(name, case.id)]
+
+
+def test_a_kind_must_declare_the_subsets_that_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = {subset: [("a.jpg", "a.png")] for subset in ("train", "val", "test")}
+    monkeypatch.setattr(datasets, "kinds", lambda: ("mine",))
+    values = np.zeros(256, dtype=np.int16)
+    mine = Kind(CLASSES=None, VALUES=values, list_images=lambda root: listing)
+    monkeypatch.setattr(datasets, "get_kind", lambda kind: mine)
+    with pytest.raises(CissError, match="'mine' lists the subsets train, val, test, but declares"):
+        list_images(open_dataset("demo", "mine", tmp_path, ["a"]))
+    mine = replace(mine, SUBSETS=("train", "val", "test"))
+    opened = open_dataset("demo", "mine", tmp_path, ["a"])
+    assert opened.subsets == ("train", "val", "test")
+    assert list_images(opened) == listing
 
 
 def touch(root: Path, *paths: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def remote(site: Site, **digests: str) -> Remote:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".SHA256SUMS.lock")
 
 
 def test_a_file_is_fetched_once(tmp_path: Path, site: Site) -> None:
@@ -306,8 +308,6 @@ def test_a_disk_that_is_too_small_is_seen_before(
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path, site: Site) -> None:
-    import fcntl
-
     with (tmp_path / ".file.bin.partial").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(CissError, match="another process is downloading"):
@@ -332,3 +332,22 @@ def test_digests() -> None:
     found = digests_of(path, ["md5", "sha256"])
     assert found["md5"] == hashlib.md5(path.read_bytes()).hexdigest()
     assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_downloads_into_one_folder_note_their_digests_one_after_the_other(
+    tmp_path: Path, site: Site
+) -> None:
+    with (tmp_path / ".SHA256SUMS.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        other = threading.Thread(
+            target=fetch, args=(remote(site), tmp_path / "file.bin"), daemon=True
+        )
+        other.start()
+        other.join(0.5)
+        assert not (tmp_path / "SHA256SUMS").exists()
+        (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  another.bin\n")
+    other.join(60)
+    assert [line[66:] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()] == [
+        "another.bin",
+        "file.bin",
+    ]

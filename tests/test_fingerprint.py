@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +123,19 @@ def test_masks_that_cannot_be_read_are_not_remembered(
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(CissError, match=r"datasets\.demo\.root"):
         taken(tmp_path / "absent", tmp_path / "cache.json")
+
+
+def test_an_unreadable_folder_is_the_index_s_to_report(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = taken(root, tmp_path / "cache.json")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if path == root / "JPEGImages":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    # Not by taking rights away: root has them all.
+    monkeypatch.setattr(module.os, "scandir", refuse)
+    assert taken(root, tmp_path / "cache.json") != before

@@ -97,11 +97,15 @@ def test_file_is_as_large_as_announced_and_written_once(
 
 
 def test_changed_images_get_another_file(root: Path, index: pd.DataFrame, folder: Path) -> None:
-    first = cached_images(folder, "shapes", root, index)
     pairs = index.loc[index["subset"] == "train", ["image", "mask"]].to_numpy().tolist()
-    # Of the same size in bytes, as an edited PNG hardly is: the time tells.
-    shutil.copy(root / pairs[1][0], root / pairs[0][0])
-    os.utime(root / pairs[0][0], ns=(1, 1))
+    # Of the same size in bytes, as an edited JPEG hardly is: the time alone tells.
+    image, other = root / pairs[0][0], root / pairs[1][0]
+    size = max(image.stat().st_size, other.stat().st_size)
+    image.write_bytes(image.read_bytes().ljust(size, b"\0"))
+    os.utime(image, ns=(2, 2))
+    first = cached_images(folder, "shapes", root, index)
+    image.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    os.utime(image, ns=(1, 1))
     second = cached_images(folder, "shapes", root, index)
     assert first is not None
     assert second is not None

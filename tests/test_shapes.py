@@ -94,6 +94,13 @@ def test_interrupted_generation_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_generation_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".data.abc123.partial" / "JPEGImages").mkdir(parents=True)
+    (tmp_path / ".database.abc123.partial").mkdir()
+    shapes.generate(tmp_path / "data", train=2, val=1, size=32, seed=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", ".database.abc123.partial"}
+
+
 def test_replaces_its_own_folder_but_no_other(tmp_path: Path) -> None:
     root = tmp_path / "data"
     (root / "splits").mkdir(parents=True)  # an empty folder, as a workflow engine makes it

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from helpers import REPOSITORY, Run, in_browser, only_one, run_python, snakemake
+from PIL import Image
 
 from ciss import config as configuration
 from ciss import experiments, paths
@@ -454,6 +456,29 @@ def test_the_paper_is_planned_without_images_and_records(clone: Path) -> None:
     assert not (clone / "results").exists()
 
 
+def test_another_spelling_of_a_number_reruns_nothing(changed: Path) -> None:
+    spelled = [f"recipe={{power: {power}, base: {{lr: {power}}}}}" for power in ("1", "1.0")]
+    touched = tiny(changed, "own_offline_ft", "--touch", "--config", spelled[0], dry=False)
+    assert touched.status == 0, touched.output
+    assert tiny(changed, "own_offline_ft", "--config", spelled[1]).jobs == {}
+
+
+def test_weights_that_moved_after_step_0_stop_nothing(changed: Path) -> None:
+    weights = changed / "mine.pth"
+    weights.touch()
+    mine = ("--cores", 1, "--config", "datasets={own: {model: {weights: mine.pth}}}")
+    touched = tiny(changed, "own_offline_ft", "--touch", *mine, dry=False)
+    assert touched.status == 0, touched.output
+    weights.unlink()
+    later = tiny(changed, "own_offline_ft", *mine, dry=False)
+    assert (later.status, later.jobs) == (0, {}), later.output
+    # Where it is needed yet, it is asked for.
+    (changed / RESULTS / "own/3/ce/seed1/step0/model.safetensors").unlink()
+    (changed / RESULTS / "own/3/ce/seed1/step0/confusion.csv").unlink()
+    needed = tiny(changed, "own_offline_ft", *mine, dry=False)
+    assert "is 'mine.pth': there is no such file" in needed.output
+
+
 def test_settings_of_a_second_file_lie_over_those_of_the_first(finished: Path) -> None:
     (finished / "above.yaml").write_text("figures: {dpi: 100}\n")
     run = snakemake(finished, "-n", "tiny", "--configfile", "tiny.yaml", "above.yaml")
@@ -466,7 +491,7 @@ OWN_ANEW |= {"class_figure": 1, "prediction_figure": 1, "pages": 1, "own_offline
 
 
 def exchange_mask(folder: Path) -> None:
-    """Put another mask in place of one, with its size and time stamp unchanged or not."""
+    """Put another image's mask in place of one: other pixels, and mostly other classes."""
     masks = sorted((folder / "SegmentationClassAug").iterdir())
     shutil.copyfile(masks[1], masks[0])
 
@@ -507,6 +532,59 @@ def test_generated_files_that_change_are_noticed(name: str, changed: Path) -> No
     change(changed / RESULTS / "data" / "shapes")
     expected = {"index": 1, "split": 2, **TRAINED_ANEW} if matters else {}
     assert tiny(changed, "tiny").jobs == expected
+
+
+def redraw_borders(folder: Path, subset: str) -> None:
+    """Make the void borders of a subset's masks background: all classes stay where they are."""
+    for path in (folder / "SegmentationClassAug").glob(f"{subset}_*.png"):
+        with Image.open(path) as mask:
+            pixels, palette = np.array(mask), mask.getpalette()
+        redrawn = Image.fromarray(np.where(pixels == 255, 0, pixels).astype(np.uint8))
+        redrawn.putpalette(palette)
+        redrawn.save(path)
+
+
+#: rules that look at images or masks after the index, and something that each makes
+LOOKING = (
+    {
+        "train_step": "shapes/10-5/ft/seed1/step1/model.safetensors",
+        "train_step_importances": "shapes/10-5/ewc/seed1/step1/model.safetensors",
+        "attribute": "shapes/10/ce/seed1/step0/attribution_10-5.safetensors",
+        "evaluate": "shapes/10/ce/seed1/step0/confusion.csv",
+    },
+    {
+        "prediction_figure": "reports/tiny/figures/shapes_10-5/predictions_ft.pdf",
+        "attribution_figures": "reports/tiny/figures/shapes_10-5/attribution_mib_awt.pdf",
+    },
+)
+
+
+def test_changed_masks_are_noticed_by_targets_that_are_made_after_the_index(changed: Path) -> None:
+    redraw_borders(changed / RESULTS / "data" / "shapes", "train")
+    splits = [f"{RESULTS}/shapes/{track}/split.csv" for track in ("10", "10-5")]
+    before = [(changed / path).read_bytes() for path in splits]
+    first = tiny(changed, "--cores", 1, *splits, dry=False)
+    assert (first.status, first.jobs) == (0, {"index": 1, "split": 2}), first.output
+    assert [(changed / path).read_bytes() for path in splits] == before
+    assert tiny(changed, "tiny").jobs == TRAINED_ANEW
+    # Each for itself, and not because it follows from another: that one may have run by then.
+    for looking in LOOKING:
+        targets = [f"{RESULTS}/{path}" for path in looking.values()]
+        run = tiny(changed, *targets, "--allowed-rules", *looking)
+        assert run.jobs == dict.fromkeys(looking, 1)
+
+
+def test_changed_masks_of_test_images_are_noticed_beside_the_same_model(changed: Path) -> None:
+    redraw_borders(changed / "own images", "val")
+    model = f"{RESULTS}/own/3/ce/seed1/step0/model.safetensors"
+    before = (changed / model).read_bytes()
+    first = tiny(changed, "--cores", 1, model, dry=False)
+    jobs = {"index": 1, "split": 1, "train_base": 1}
+    assert (first.status, first.jobs) == (0, jobs), first.output
+    assert (changed / model).read_bytes() == before
+    done = ("index", "split", "train_base")
+    expected = {rule: count for rule, count in OWN_ANEW.items() if rule not in done}
+    assert tiny(changed, "own_offline_ft").jobs == expected
 
 
 def test_a_data_set_that_moved_reruns_nothing(changed: Path, tmp_path: Path) -> None:

@@ -16,16 +16,19 @@ def main(arguments: argparse.Namespace) -> None:
     """Write the index."""
     dataset = scripting.dataset_from(arguments)
     beside = arguments.output.with_suffix
+    progress = beside(".progress")
     with stop_request() as request:
         index = build_index(
             dataset,
             workers=arguments.workers,
             is_subset=arguments.subset,
-            progress=beside(".progress"),
+            progress=progress,
             full_report=beside(".problems.txt"),
             stop=lambda: request.reason,
         )
         write_index(arguments.output, index)
+    # Not before: a disk that is full now must not cost the pass over all masks.
+    progress.unlink(missing_ok=True)
     for subset, images in index.groupby("subset", sort=False).size().items():
         log.info("%s: %d images", subset, images)
 

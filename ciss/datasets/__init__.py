@@ -122,7 +122,7 @@ def list_images(dataset: Dataset) -> Listing:
     """Return the (image, mask) paths of the subsets "train" and "val", relative to the root.
 
     Some kinds have the subset "test" too. Raises ``CissError`` where the root or one of its lists
-    is missing.
+    is missing, and where a kind lists other subsets than it declares.
     """
     if not dataset.root.is_dir():
         raise CissError(
@@ -131,9 +131,18 @@ def list_images(dataset: Dataset) -> Listing:
             "docs/data.md say how to get them"
         )
     described = get_kind(dataset.kind)
+    declared = dataset.subsets
     if described.check_files is not None:
-        described.check_files(dataset.name, dataset.files)
-    return described.list_images(dataset.root, **dataset.files)
+        declared = described.check_files(dataset.name, dataset.files)
+    listing = described.list_images(dataset.root, **dataset.files)
+    if set(listing) != set(declared):
+        # Which images are evaluated is decided by what is declared, before any file is read.
+        found = ", ".join(listing)
+        raise CissError(
+            f"kind '{dataset.kind}' lists the subsets {found}, but declares {', '.join(declared)}; "
+            f"set SUBSETS in ciss/datasets/{dataset.kind}.py to what list_images returns"
+        )
+    return listing
 
 
 def _ordered_labels(name: str, kind: str, described: Kind, order: str) -> Sequence[int]:
@@ -268,4 +277,4 @@ def _subsets(
             f"datasets.{name}.files: kind '{kind}' has a layout of its own; kind folders leaves it "
             "to you"
         )
-    return tuple(described.IMAGES) or ("train", "val")
+    return tuple(described.IMAGES) or described.SUBSETS

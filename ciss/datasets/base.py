@@ -40,6 +40,8 @@ class Kind:
     UNLABELLED: tuple[int, ...] = ()
     #: raw values that its masks hold, where that is less than ``VALUES`` has a meaning for
     OCCURRING: tuple[int, ...] | None = None
+    #: subsets that ``list_images`` returns, unless ``IMAGES`` or ``check_files`` say so
+    SUBSETS: tuple[str, ...] = ("train", "val")
     #: number of images of each subset in the published release
     IMAGES: Mapping[str, int] = field(default_factory=dict)
     #: other numbers of training images that are known, and of what

@@ -8,11 +8,12 @@ label is there nevertheless: forgetting and background shift are real.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from PIL import Image
 from ciss.datasets import voc
 from ciss.datasets.base import VOID
 from ciss.errors import CissError
+from ciss.processes import in_processes
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -97,6 +99,9 @@ def generate(root: Path, *, train: int, val: int, size: int, seed: int, workers:
         )
     _check_replaceable(root)
     root.parent.mkdir(parents=True, exist_ok=True)
+    # What generations that were killed left; Snakemake's lock lets no two run at a time.
+    for left in root.parent.glob(f".{glob.escape(root.name)}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=root.parent))
     try:
         for folder in ("JPEGImages", "SegmentationClassAug", "splits"):
@@ -104,11 +109,9 @@ def generate(root: Path, *, train: int, val: int, size: int, seed: int, workers:
         names = [f"train_{number:06d}" for number in range(train)]
         names += [f"val_{number:06d}" for number in range(val)]
         write = partial(_write_image, temporary, size=size, seed=seed)
-        if workers <= 1:
-            list(map(write, names))
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                list(pool.map(write, names, chunksize=32))
+        with closing(in_processes(write, names, workers, chunk=32)) as written:
+            for _ in written:
+                pass
         _write_lists(temporary, names)
         settings = {"train": train, "val": val, "size": size, "seed": seed}
         (temporary / _SETTINGS_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from ciss.datasets.voc import palette
 from ciss.download import Remote, log
 from ciss.errors import CissError
 from ciss.files import write_text
+from ciss.processes import in_processes
 
 if TYPE_CHECKING:
     from ciss.prepare import Archive
@@ -171,12 +172,8 @@ def _convert_all(matrices: Path, masks: Path, names: list[str], workers: int) ->
     log.info("converting %d masks of SBD", len(missing))
     masks.mkdir(parents=True, exist_ok=True)
     convert = partial(_convert, matrices, masks)
-    if workers <= 1:
-        for name in missing:
-            convert(name)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        for _ in pool.map(convert, missing, chunksize=32):
+    with closing(in_processes(convert, missing, workers, chunk=32)) as converted:
+        for _ in converted:
             pass
 
 
