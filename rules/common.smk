@@ -52,7 +52,7 @@ except CissError as error:
     stop(error)
 
 RESULTS = CONFIG["results"]
-if workflow.is_main_process and not workflow.dryrun:
+if workflow.is_main_process:
     folder = Path(RESULTS).absolute()
     existing = next(path for path in [folder, *folder.parents] if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -78,8 +78,7 @@ def keep_records():
 
 # Beside a Snakemake that is at work, files come and go: what it has not noted yet is no damage.
 if workflow.is_main_process and not any((SNAKEMAKE_FOLDER / "locks").glob("*")):
-    if not workflow.dryrun:
-        keep_records()
+    keep_records()
     for path in ciss.records.adopt(Path(RESULTS), SNAKEMAKE_FOLDER, warn_once):
         warn_once(
             f"Warning: {path} is not the file that {path.parent / ciss.records.FILE} describes. "
