@@ -64,11 +64,14 @@ class Match(NamedTuple):
     """What one of our runs is in the papers' terms.
 
     ``key``: dataset, scenario and run, such as ``voc/15-1/mib_awt``; empty where nothing is
-    published. ``departures``: in what the run was not trained as published, one phrase each.
+    published. It ends in constants, ``voc/15-1/mib/distillation=10.0``, where some numbers were
+    made with others: it stands for the rest then. ``departures``: in what the run was not trained
+    as published, one phrase each. ``left_out``: for the numbers that the key leaves out, the same.
     """
 
     key: str
     departures: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @cache
@@ -89,10 +92,11 @@ def sources() -> Mapping[str, str]:
 
 
 def entries(key: str) -> list[Mapping[str, Any]]:
-    """All that is published of ``dataset/scenario/run``, preferred ones first."""
-    dataset, scenario, run = key.split("/")
+    """All that is published of a ``Match.key``, preferred ones first."""
+    dataset, scenario, run, *constants = key.split("/")
+    own = dict(constant.split("=") for constant in constants)
     found = _file()["results"].get(dataset, {}).get(scenario, [])
-    mine = [entry for entry in found if entry["run"] == run]
+    mine = [entry for entry in found if entry["run"] == run and not _others(entry, own)]
     return sorted(mine, key=lambda e: (KINDS.index(_kind(e)), -len(SCORES[True].keys() & e.keys())))
 
 
@@ -137,9 +141,22 @@ def match(config: Config, experiment: Experiment) -> Match:
     if not entries(key):
         return Match("", ())
     departures = [*_departures_base(config, experiment, kind)]
-    if scenario.increment:
-        departures += _departures_later(config, experiment, kind)
-    return Match(key, tuple(dict.fromkeys(departures)))
+    if not scenario.increment:
+        return Match(key, tuple(departures))
+    departures += _departures_later(config, experiment, kind, entries(key))
+    # Where all have other constants, that is a departure of the run.
+    options = experiment.method.options
+    apart = [entry for entry in entries(key) if _others(entry, options)]
+    if apart and not departures:
+        known = sorted({name for entry in apart for name in _options(entry)})
+        key = "/".join([key, *(f"{name}={options[name]}" for name in known)])
+    where = f"methods.{experiment.method.name}"
+    left_out = [
+        f"not beside {', '.join(entry['sources'])}: {said}"
+        for entry in apart
+        for said in _differences(options, _options(entry), where)
+    ]
+    return Match(key, tuple(dict.fromkeys(departures)), tuple(dict.fromkeys(left_out)))
 
 
 def match_base(config: Config, experiment: Experiment) -> Match:
@@ -158,6 +175,18 @@ def _kind(entry: Mapping[str, Any]) -> str:
     return kind
 
 
+def _options(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The method's constants with which an entry's numbers were made, as far as they are known."""
+    known: Mapping[str, Any] = _file()["options"].get(entry["run"], {})
+    return {**known, **entry.get("options", {})}
+
+
+def _others(entry: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether an entry's numbers are known to be made with other constants than ``options``."""
+    known = _options(entry)
+    return any(str(options[name]) != str(known[name]) for name in known.keys() & options.keys())
+
+
 def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
     """In what step 0 departs from the published training."""
     ours = configuration.settings(config, experiment.dataset)
@@ -166,15 +195,20 @@ def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple
     found = [f"{where}.classes are others"] if entry.get("classes") is not None else []
     expected = _file()["dataset"]
     found += _differences({key: entry.get(key, expected[key]) for key in expected}, expected, where)
-    expected = _file()["settings"]
+    expected = {name: part for name, part in _file()["settings"].items() if name != "attribution"}
     found += _differences(ours, {**expected, "recipe": _phase(expected, kind, "base")})
     return tuple(found)
 
 
-def _departures_later(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
-    """In what the steps after step 0 depart."""
+def _departures_later(
+    config: Config, experiment: Experiment, kind: str, numbers: list[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """In what the steps after step 0 depart; ``numbers``: the entries of the run."""
     ours = configuration.settings(config, experiment.dataset, experiment.scenario)
-    found = _differences(ours, {"recipe": _phase(_file()["settings"], kind, "later")})
+    wanted = {"recipe": _phase(_file()["settings"], kind, "later")}
+    if experiment.needs_attribution:
+        wanted["attribution"] = _file()["settings"]["attribution"]
+    found = _differences(ours, wanted)
     preset = configuration.preset_settings(config, experiment.dataset, experiment.scenario)
     method, init = experiment.method, experiment.init
     own = _file()["scenarios"].get(kind, {}).get(experiment.scenario.name, {})
@@ -187,8 +221,22 @@ def _departures_later(config: Config, experiment: Experiment, kind: str) -> tupl
             **preset.get(section, {}).get(variant.kind, {}),
             **(own.get(variant.kind, {}) if section == "initialisations" else {}),
         }
+        if section == "methods":
+            expected |= _accepted(expected, numbers)
         found += _differences({variant.name: variant.options}, {variant.name: expected}, section)
     return tuple(found)
+
+
+def _accepted(
+    defaults: Mapping[str, Any], numbers: list[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """Values of options that some number was made with; the default where one does not say."""
+    known = [_options(entry) for entry in numbers]
+    names = dict.fromkeys(name for options in known for name in options)
+    return {
+        name: [*dict.fromkeys(options.get(name, defaults[name]) for options in known)]
+        for name in names
+    }
 
 
 def _phase(expected: Mapping[str, Any], kind: str, phase: str) -> dict[str, Any]:

@@ -118,12 +118,12 @@ def published_flags(wildcards):
     """What is published of a report's experiments, and which were not trained as published."""
     beside, base_steps, departures = {}, {}, {}
     for e in report_experiments(wildcards):
-        key, why = ciss.published.match(CONFIG, e)
-        if key and why:
-            departures[e.name] = "; ".join(why)
-        elif key:
+        key, why, left_out = ciss.published.match(CONFIG, e)
+        if key and (why or left_out):
+            departures[e.name] = "; ".join(why or left_out)
+        if key and not why:
             beside[e.name] = key
-        key, why = ciss.published.match_base(CONFIG, e)
+        key, why, _ = ciss.published.match_base(CONFIG, e)
         if key and not why:
             base_steps[f"{e.dataset}/{e.scenario.track(0)}/{e.run_at(0)}"] = key
     flags = {"published": beside, "base_step": base_steps, "departure": departures}

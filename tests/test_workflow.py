@@ -299,7 +299,8 @@ def test_published_numbers_stand_beside_a_run_that_was_trained_as_published(
         path = folder / "results" / paths.artifact(paths.CONFUSION, experiment, 1, step)
         write_confusion(path, matrix, names[:n], {"images": 1})
         path.with_name("history.csv").write_text("epoch,iou_new\n1,5.0\n")
-    run = snakemake(folder, "--cores", 1, "voc_15-1_mib_partial")
+    preset = ("--config", "preset=mib")
+    run = snakemake(folder, "--cores", 1, "voc_15-1_mib_partial", *preset)
     assert run.status == 0, run.output
     report = folder / "results/reports/voc_15-1_mib_partial"
     table = (report / "table.md").read_text()
@@ -315,7 +316,7 @@ def test_published_numbers_stand_beside_a_run_that_was_trained_as_published(
     assert f"distance to the papers: {report / 'distance.md'}" in shown.stdout
 
     # A run of another recipe is not compared, and its report says why.
-    change = ("--config", "recipe={batch: 12}")
+    change = (*preset, "recipe={batch: 12}")
     run = snakemake(folder, "--cores", 1, "voc_15-1_mib_partial", *change)
     assert run.jobs["table"] == 1
     assert "published" not in (report / "table.md").read_text()
