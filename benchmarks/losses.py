@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -101,13 +100,21 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 def memory(way: str, name: str, inputs: Inputs, device: str) -> float:
     """Peak of one pass beyond its inputs, MiB; on a CPU only right in a process of its own."""
     if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_kib(reset=True)
         step(way, name, inputs)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return (peak_kib() - before) / 1024
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step(way, name, inputs)
     return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def peak_kib(*, reset: bool = False) -> int:
+    """Largest memory of this process so far, or from now on (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def memory_apart(way: str, name: str, arguments: argparse.Namespace, dataset: str) -> float:
