@@ -26,6 +26,8 @@ from torch import Tensor
 T = TypeVar("T")
 log = logging.getLogger("ciss")
 
+#: signals that ask to stop
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 #: what torchrun tells each process
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: longest wait for the others: one may read a large file or write one while they do not
@@ -221,13 +223,19 @@ def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[Sequenc
         for child in children:
             child.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
+    with stop_signals_to(pass_on):
         yield came
+
+
+@contextmanager
+def stop_signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, each of ``STOP_SIGNALS`` calls ``handler``."""
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _end_of(children: Sequence[subprocess.Popen[bytes]]) -> int:

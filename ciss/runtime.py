@@ -31,10 +31,8 @@ _MARGIN_SECONDS = 120
 #: batch system sends to every process already
 _SAME_SECONDS = 5
 
-#: signals that ask to stop
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _TIME_LIMIT = "the time limit"
-_REASONS = (_TIME_LIMIT, *(number.name for number in STOP_SIGNALS))
+_REASONS = (_TIME_LIMIT, *(number.name for number in distributed.STOP_SIGNALS))
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -215,9 +213,5 @@ def stop_request(minutes: float = 0) -> Iterator[StopRequest]:
     So does a time limit of ``minutes``, shortly before it: batch systems kill without warning.
     """
     request = StopRequest(minutes)
-    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
-    try:
+    with distributed.stop_signals_to(request):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
