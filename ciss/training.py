@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ciss import distributed
+from ciss import distributed, freezing
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
 from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input, to_network_labels
 from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
 from ciss.models import SegmentationNetwork, synchronise
+from ciss.models.network import NetworkOutput
 from ciss.pixelwise import full_precision
 from ciss.progress import Progress
 from ciss.runtime import Runtime, StopRequest, log, peak_memory_mb, precision_for
@@ -64,7 +65,8 @@ class Training:
     """One step's networks, method and optimiser, moved on one batch at a time by ``update``.
 
     ``teacher`` is the network of the step before, or ``None`` at step 0. The optimiser is SGD with
-    Nesterov momentum over all parameters, weight decay on every one of them (as published).
+    Nesterov momentum over the parameters that the method trains, mostly all of them, weight decay
+    on every one (as published). What it does not train is frozen, batch norm's statistics too.
 
     Of several processes each has all of this and a share of every batch. Gradients are averaged
     over them and batch norm is synchronised, so that they take the step that one process with
@@ -80,16 +82,30 @@ class Training:
         iterations: int,
         device: torch.device,
     ) -> None:
-        self.network = network.to(device).train()
+        self.network = network.to(device)
         self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
         self.method = method
+        factors = freezing.learning_rate_factors(network, method.trained(network))
+        freezing.freeze_others(network, factors)
+        freezing.train_mode(network)
+        #: whether the teacher's features are the student's, which need not be computed twice
+        self.shares_features = self.teacher is not None and all(
+            not any(parameter.requires_grad for parameter in ours.parameters())
+            and freezing.equal_modules(ours, its)
+            for ours, its in ((network.body, self.teacher.body), (network.head, self.teacher.head))
+        )
         self.recipe = recipe
         self.iterations = iterations
         self.iteration = 0
         self.device = device
         self.dtype = precision_for(recipe.precision, device)
+        #: factors on the learning rate, of the optimiser's groups
+        self.factors = tuple(dict.fromkeys(factors.values()))
         self.optimiser = torch.optim.SGD(
-            network.parameters(),
+            [
+                {"params": [p for n, p in network.named_parameters() if factors.get(n) == factor]}
+                for factor in self.factors
+            ],
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -117,7 +133,7 @@ class Training:
         size = 32
         replica(next(self.network.parameters()).new_zeros(1, 3, size, size)).logits.sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
-        self.network.train()
+        freezing.train_mode(self.network)
         return replica
 
     @property
@@ -142,8 +158,8 @@ class Training:
         parameters before they move (the published order).
         """
         share = share or Share((len(images),), len(images))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr
+        for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
+            group["lr"] = self.lr * factor
         self.optimiser.zero_grad(set_to_none=True)
         means: dict[str, Tensor] = {}
         small_logits = []
@@ -183,14 +199,21 @@ class Training:
         with self.autocast():
             student = self.replica(images)
             with torch.no_grad():
-                old = self.teacher
-                seen = None if old is None or not self.method.needs_teacher else old(images)
+                seen = self._teacher_output(images, student)
         terms = self.method.losses(Batch(labels, student, seen))
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         # The exchange of gradients averages, where these parts are to be added.
         self.scaler.scale(total * (weight * distributed.size())).backward()
         parts = {name: term.detach() * weight for name, term in terms.items()}
         return parts, student.small_logits.detach()
+
+    def _teacher_output(self, images: Tensor, student: NetworkOutput) -> NetworkOutput | None:
+        """Run the teacher, where the method needs it; its classifiers alone, where they suffice."""
+        if self.teacher is None or not self.method.needs_teacher:
+            return None
+        if self.shares_features:
+            return self.teacher.output(student.features, student.size)
+        return cast("NetworkOutput", self.teacher(images))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next update depends on."""

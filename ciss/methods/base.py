@@ -56,6 +56,16 @@ class Method:
         self.n_old = n_old
         self.n_new = n_new
 
+    def trained(self, network: nn.Module) -> Mapping[str, float] | None:
+        """Say what trains: names of modules or parameters with factors on the learning rate.
+
+        ``{"cls.2": 1.0, "cls.0": 0.1}`` trains the third classifier, and the first one more slowly.
+        What no name covers is frozen: no gradient, no weight decay, and modules of which nothing
+        trains are in evaluation mode, so that batch norm's statistics stay too. ``None``:
+        everything trains.
+        """
+        return None
+
     def prepare(self, teacher: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Look at the step's data once before training (PLOP's thresholds).
 

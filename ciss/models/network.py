@@ -93,6 +93,11 @@ class NetworkOutput(NamedTuple):
     size: tuple[int, int]
 
     @property
+    def features(self) -> Features:
+        """What the logits were computed from."""
+        return Features(self.body, self.pre_logits, self.attentions)
+
+    @property
     def upsampled(self) -> Upsampled:
         """Logits at the images' size, computed block by block where they are needed."""
         return Upsampled(self.small_logits, self.size)
@@ -155,9 +160,11 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Segment normalised images [B, 3, H, W]."""
-        body, pre_logits, attentions = self.features(images)
-        size = (images.shape[-2], images.shape[-1])
-        return NetworkOutput(self.classify(pre_logits), body, pre_logits, attentions, size)
+        return self.output(self.features(images), (images.shape[-2], images.shape[-1]))
+
+    def output(self, features: Features, size: tuple[int, int]) -> NetworkOutput:
+        """Classify the features of images of ``size`` = (H, W)."""
+        return NetworkOutput(self.classify(features.pre_logits), *features, size)
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
