@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help setup demo demo-seeds need-root pets test lint format
+.PHONY: help setup demo demo-seeds need-root pets test bench lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-seeds  the same over three seeds, with MiB's random start beside it"
 	@echo "make pets        the same methods on real images: make pets ROOT=/data/VOC"
 	@echo "make test        all tests"
+	@echo "make bench       how fast it is, against the published way; on images of yours with ROOT=/data/VOC"
 	@echo "make lint        formatting, lint and types of Python and of the workflow"
 	@echo "make setup       only the environment, in $(VENV)"
 
@@ -44,6 +45,9 @@ pets: need-root setup
 # One process more than cores: the one with the tests on SLURM mostly waits.
 test: setup
 	$(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist worksteal
+
+bench: setup
+	$(BIN)/python -m benchmarks $(if $(ROOT),--root "$(ROOT)") --output results/benchmarks
 
 lint: setup
 	$(BIN)/ruff check .

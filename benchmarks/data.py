@@ -2,69 +2,71 @@
 
     python benchmarks/data.py --kind voc --root /data/PascalVOC12
 
-Compares the index with a plain pass that decodes each mask with Pillow and looks for each class in
-it, as published code does for every step of every run; both are run in turn, and the smallest time
-of each counts. Splits are timed on the index as it is and on one repeated to VOC's 12,031 images.
-Beside the seconds that passed stand those of CPUs, which other work on the machine changes less.
+Published code decodes every mask again for each step of each run, to see which images show the
+step's classes. Here the index looks at each image and mask once, checks them on the way, and splits
+are look-ups. Both give the same lists of images, and take turns. Splits alone are timed on the
+index as it is and on one repeated to VOC's 12,031 images.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.given import Given, given
+from benchmarks.reference.data import Pair, images_that_show
+from benchmarks.table import REPOSITORY, Row, alone, alternate, compared, plain
 from ciss.config import read_config
-from ciss.datasets import Dataset, list_images, open_dataset
+from ciss.datasets import Dataset, list_images
 from ciss.experiments import configured_experiments
 from ciss.index import build_index
-from ciss.scenarios import Scenario
-from ciss.splits import split
+from ciss.scenarios import Scenario, parse_scenario
+from ciss.splits import select, split
 
+GROUP = "Index and splits"
 VOC_IMAGES = 12_031
 
-
-def plain_pass(dataset: Dataset) -> int:
-    """Decode every mask and ask which classes it shows; returns how many were seen."""
-    shown = 0
-    for pairs in list_images(dataset).values():
-        for _, mask in pairs:
-            with Image.open(dataset.root / mask) as picture:
-                values = np.unique(np.array(picture))
-            shown += sum(bool(np.any(values == label)) for label in range(1, dataset.n_classes + 1))
-    return shown
+#: images of each step: (those that train, those that test)
+Lists = list[tuple[list[Pair], list[Pair]]]
 
 
-def timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that passed, and seconds of CPUs of this process and those it started."""
-    start, before = time.perf_counter(), cpu_seconds()
-    run()
-    return time.perf_counter() - start, cpu_seconds() - before
+def published(dataset: Dataset, scenario: Scenario) -> Lists:
+    """Look through all masks for each step."""
+    listing = list_images(dataset)
+    return [
+        (
+            images_that_show(
+                dataset.root, listing["train"], dataset.lookup, scenario.new_classes(step)
+            ),
+            images_that_show(dataset.root, listing["val"], dataset.lookup, range(1, 1 + seen[-1])),
+        )
+        for step in range(scenario.n_steps)
+        for seen in [scenario.seen_classes(step)]
+    ]
 
 
-def cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def smallest(measured: list[tuple[float, float]]) -> tuple[float, float]:
-    passed, cpu = zip(*measured, strict=True)
-    return min(passed), min(cpu)
+def ours(dataset: Dataset, scenario: Scenario) -> Lists:
+    """Build the index, and look the steps up in it."""
+    index = build_index(dataset, is_subset=True)
+    rows = split(index, dataset, scenario, range(scenario.n_steps))
+    return [
+        tuple(
+            list(select(rows, step, subset).itertuples(index=False, name=None))
+            for subset in ("train", "test")
+        )
+        for step in range(scenario.n_steps)
+    ]  # type: ignore[misc]
 
 
 def paper_scenarios(kind: str) -> list[Scenario]:
     """Scenarios of the configuration's matrices over data sets of this kind, in every setup."""
-    config = read_config(Path(__file__).resolve().parent.parent / "config.yaml")
+    config = read_config(REPOSITORY / "config.yaml")
     found = {
         experiment.scenario
         for experiment in configured_experiments(config).values()
@@ -82,34 +84,54 @@ def all_splits(index: pd.DataFrame, dataset: Dataset, scenarios: list[Scenario])
     )
 
 
-def main(arguments: argparse.Namespace) -> None:
-    dataset = open_dataset(arguments.kind, arguments.kind, arguments.root)
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; best of {arguments.rounds}")
-    index = build_index(dataset, is_subset=True)
-    times: dict[str, list[tuple[float, float]]] = {"plain": [], "1 worker": [], "2 workers": []}
-    for _ in range(arguments.rounds):
-        times["plain"].append(timed(lambda: plain_pass(dataset)))
-        for workers in (1, 2):
-            name = f"{workers} worker" + "s" * (workers > 1)
-            times[name].append(
-                timed(lambda n=workers: build_index(dataset, workers=n, is_subset=True))
-            )
-    plain, plain_cpu = smallest(times["plain"])
-    for name, measured in times.items():
-        passed, cpu = smallest(measured)
-        print(
-            f"{len(index)} images, {name}: {passed:.2f} s, {plain / passed:.2f} × the plain pass; "
-            f"CPU {cpu:.2f} s, {plain_cpu / cpu:.2f} ×"
-        )
+def rows(what: Given, scenario: str = "", splits: bool = False) -> Iterator[Row]:
+    """Compare index and splits of a scenario; with ``splits``, time these alone too.
 
-    scenarios = paper_scenarios(arguments.kind)
+    Without a scenario, the last quarter of the classes comes one by one: VOC's 15-1.
+    """
+    dataset = what.dataset
+    scenario = scenario or f"{dataset.n_classes - dataset.n_classes // 4}-1"
+    chosen = parse_scenario(scenario, dataset.n_classes)
+    if published(dataset, chosen) != ours(dataset, chosen):
+        raise SystemExit(f"the lists of {scenario} differ")
+    times = alternate(
+        {
+            "published": lambda: published(dataset, chosen),
+            "ours": lambda: ours(dataset, chosen),
+        },
+        what.rounds,
+        warm_up=False,
+    )
+    images = sum(len(pairs) for pairs in list_images(dataset).values())
+    yield compared(
+        GROUP,
+        f"{scenario}: {chosen.n_steps} steps, {images:,} images",
+        "s",
+        times["published"],
+        times["ours"],
+        note="Index and splits: CPU time of all steps of a run; the index also checks every image "
+        "and mask, and is made once for all runs.",
+    )
+    if splits:
+        yield from rows_of_splits(what, times["ours"])
+
+
+def rows_of_splits(what: Given, index_seconds: list[float]) -> Iterator[Row]:
+    dataset = what.dataset
+    yield alone(GROUP, "index and splits", "s", index_seconds)
+    index = build_index(dataset, is_subset=True)
+    scenarios = paper_scenarios("voc")
     repeated = pd.concat([index] * -(-VOC_IMAGES // len(index)), ignore_index=True)
     for table in (index, repeated.iloc[:VOC_IMAGES].reset_index(drop=True)):
-        passed, cpu = smallest(
-            [timed(lambda t=table: all_splits(t, dataset, scenarios)) for _ in range(3)]
-        )
+        times = alternate({"": lambda t=table: all_splits(t, dataset, scenarios)}, what.rounds)
         names = ", ".join(scenario.name for scenario in scenarios)
-        print(f"splits of {names} over {len(table)} images: {passed:.3f} s, CPU {cpu:.3f} s")
+        yield alone(GROUP, f"splits of {names} over {len(table):,} images", "s", times[""])
+
+
+def main(arguments: argparse.Namespace) -> None:
+    with given(arguments.root, arguments.kind, arguments.rounds) as what:
+        found = [row for s in arguments.scenarios for row in rows(what, s, splits=True)]
+    print(plain(found))
 
 
 if __name__ == "__main__":
@@ -117,6 +139,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kind", default="voc")
-    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--root", type=Path, help="folder of the images (default: generated ones)")
+    parser.add_argument("--scenarios", nargs="+", default=["15-5", "15-1"])
     parser.add_argument("--rounds", type=int, default=3)
     main(parser.parse_args())

@@ -2,6 +2,7 @@
 
     python benchmarks/input.py --kind voc --root /data/PascalVOC12
     python benchmarks/input.py --kind camvid --root /data/CamVid
+    python benchmarks/input.py                                     # generated images
 
 Pipelines take turns in one run on one thread; the figures are medians over the rounds of the CPU
 time that a batch costs, so that other work on the machine disturbs them little. The files are in
@@ -21,12 +22,12 @@ normalises and converts on this CPU too, so that all end with the same tensors.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,109 +35,69 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import table
+from benchmarks.given import Given, given
+from benchmarks.reference.input import PlainImages, Tensors, torchvision_transforms
+from benchmarks.table import Row
 from ciss import images as reading
-from ciss.datasets import list_images, open_dataset
+from ciss.datasets import Dataset, list_images
 from ciss.image_cache import ImageCache, cached_images
 from ciss.labels import training_lookup
 from ciss.loading import (
-    MEAN,
-    RATIO,
-    SCALE,
-    STD,
     Batch,
     TrainingBatches,
     TrainingImages,
+    crop_and_flip,
     load_batch,
     random_crop_box,
     to_network_input,
     to_network_labels,
 )
 
+__all__ = ["torchvision_transforms"]
+
+GROUP = "Input"
 BATCH = 24
-Tensors = tuple[torch.Tensor, torch.Tensor]
-
-
-def torchvision_transforms() -> Any:
-    """Import torchvision's transforms, also where its compiled part does not fit this torch."""
-    try:
-        from torchvision import transforms
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        global _operators
-        _operators = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            _operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        from torchvision import transforms
-    return transforms
-
-
-class PlainImages(Dataset[Tensors]):
-    """What one writes with Pillow and torchvision: float32 [3, H, W] and int64 [H, W]."""
-
-    def __init__(
-        self, root: Path, pairs: list[tuple[str, str]], lookup: Any, crop: int, per_pixel: bool
-    ) -> None:
-        self.transforms = torchvision_transforms()
-        self.root, self.pairs, self.crop, self.per_pixel = root, pairs, crop, per_pixel
-        self.table = torch.from_numpy(lookup.astype(np.int64))
-        self.order = {value: int(label) for value, label in enumerate(lookup)}
-        self.kept = [value for value, label in self.order.items() if label != 0]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, number: int) -> Tensors:
-        functional = self.transforms.functional
-        image_path, mask_path = self.pairs[number]
-        image = Image.open(self.root / image_path).convert("RGB")
-        mask = Image.open(self.root / mask_path)
-        box = self.transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
-        size, modes = (self.crop, self.crop), self.transforms.InterpolationMode
-        image = functional.resized_crop(image, *box, size, modes.BILINEAR)
-        mask = functional.resized_crop(mask, *box, size, modes.NEAREST)
-        if torch.rand(()) < 0.5:
-            image, mask = functional.hflip(image), functional.hflip(mask)
-        pixels = functional.normalize(functional.to_tensor(image), MEAN, STD)
-        labels = torch.from_numpy(np.array(mask))
-        if self.per_pixel:
-            labels.apply_(lambda value: self.order[value] if value in self.kept else 0)
-            return pixels, labels.long()
-        return pixels, self.table[labels.long()]
-
-    def batch(self, numbers: Sequence[int]) -> Tensors:
-        samples = [self[number] for number in numbers]
-        return torch.stack([s[0] for s in samples]), torch.stack([s[1] for s in samples])
 
 
 def on_this_cpu(batch: Batch) -> Tensors:
     return to_network_input(batch[0]), to_network_labels(batch[1])
 
 
-def cpu_ms(work: Callable[[int], object], turn: int, images: int) -> float:
-    """Return the CPU time of this process, in ms an image; freeing the result is part of it."""
-    start = time.process_time()
-    work(turn)
-    return 1000 * (time.process_time() - start) / images
-
-
 def alternate(
     pipelines: dict[str, Callable[[int], object]], rounds: int, images: int = BATCH
-) -> dict[str, float]:
-    """Give each pipeline its turn in each round; return the median ms an image of each."""
-    found: dict[str, list[float]] = {name: [] for name in pipelines}
-    for number in range(-1, rounds):  # the round before the first warms up
-        for name, pipeline in pipelines.items():
-            ms = cpu_ms(pipeline, max(number, 0), images)
-            if number >= 0:
-                found[name].append(ms)
-    return {name: statistics.median(values) for name, values in found.items()}
+) -> dict[str, list[float]]:
+    """Give each pipeline its turn in each round; return the CPU ms an image of each by round."""
+    turns = dict.fromkeys(pipelines, -1)
+
+    def turn(name: str) -> object:
+        turns[name] += 1
+        return pipelines[name](turns[name])
+
+    found = table.alternate({name: lambda n=name: turn(n) for name in pipelines}, rounds)
+    return {name: [1000 * s / images for s in seconds] for name, seconds in found.items()}
+
+
+def check(root: Path, pairs: list[tuple[str, str]], lookup: Any, crop: int) -> None:
+    """End where the published way and ours make other tensors of the same cut-outs."""
+    published = PlainImages(root, pairs, lookup, crop, per_pixel=True)
+    for number, (image_path, mask_path) in enumerate(pairs):
+        rng, flip = np.random.default_rng(number), number % 2 == 1
+        image, mask = Image.open(root / image_path).convert("RGB"), Image.open(root / mask_path)
+        box = random_crop_box(rng, image.height, image.width)
+        expected = published.augmented(image, mask, box, flip)
+        pixels, labels = crop_and_flip(
+            *reading.read_pair(root, (image_path, mask_path)), box, flip, crop, lookup
+        )
+        ours = to_network_input(torch.from_numpy(pixels.copy())[None])[0], torch.from_numpy(labels)
+        if not (
+            torch.allclose(ours[0], expected[0], atol=1e-5) and torch.equal(ours[1], expected[1])
+        ):
+            raise SystemExit(f"{image_path} comes out differently")
 
 
 def pipelines(
@@ -186,7 +147,7 @@ def parts(
     as_pillow = [Image.fromarray(image) for image, _ in cut]
     samples = [images[0, number] for number in range(len(pairs))]
     batch = load_batch(samples, range(len(pairs)))
-    return alternate(
+    found = alternate(
         {
             "read both files": lambda _: [
                 (root / path).read_bytes() for pair in pairs for path in pair
@@ -224,6 +185,11 @@ def parts(
         rounds,
         len(pairs),
     )
+    return medians(found)
+
+
+def medians(found: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def through_a_worker(batches: Callable[[int], Iterator[Any]], few: int, many: int) -> float:
@@ -233,17 +199,9 @@ def through_a_worker(batches: Callable[[int], Iterator[Any]], few: int, many: in
     """
 
     def used(count: int) -> float:
-        start = _all_processes()
-        for _ in batches(count):
-            pass
-        return _all_processes() - start
+        return table.cpu_seconds(lambda: deque(batches(count), maxlen=0))
 
     return 1000 * (used(many) - used(few)) / ((many - few) * BATCH)
-
-
-def _all_processes() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def workers(
@@ -271,60 +229,92 @@ def workers(
     for _ in range(rounds):
         found["plain"].append(through_a_worker(plain, few, many))
         found["ciss"].append(through_a_worker(ours, few, many))
-    return {name: statistics.median(values) for name, values in found.items()}
+    return medians(found)
+
+
+def labels_of_half(dataset: Dataset) -> Any:
+    """Labels as a step has them: half of the classes are known."""
+    return training_lookup(dataset.lookup, range(1, 1 + len(dataset.classes) // 2))
+
+
+def rows(what: Given) -> Iterator[Row]:
+    """Images a second and core: decoded and augmented, to the device and to float32."""
+    torch.set_num_threads(1)
+    root, crop = what.dataset.root, 64 if what.tiny else 512
+    pairs, lookup = list_images(what.dataset)["train"][:240], labels_of_half(what.dataset)
+    check(root, pairs[:4], lookup, crop)
+    with tempfile.TemporaryDirectory(dir=what.folder) as folder:
+        cache, _ = write_cache(Path(folder), root, pairs)
+        found = alternate(pipelines(root, pairs, lookup, crop, cache), what.rounds)
+    note = f"Input: images a second of one core's CPU time, batches of {BATCH} at {crop} pixels; "
+    note += '"to the device": bytes, which a GPU turns into float32.'
+    names = {
+        "ciss, to the device": "to the device",
+        "ciss, cached, to the device": "to the device, decoded before",
+        "ciss, float32": "to float32",
+    }
+    for name, shown in names.items():
+        row = table.compared(GROUP, shown, "", found["published"], found[name], note=note)
+        yield table.rate(row, 1000, "images/s")
 
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    dataset = open_dataset(arguments.kind, arguments.kind, arguments.root)
-    pairs = list_images(dataset)["train"][: arguments.images]
-    half = range(1, 1 + len(dataset.classes) // 2)
-    lookup = training_lookup(dataset.lookup, half)
-    sizes = [Image.open(arguments.root / image).size for image, _ in pairs]
-    width, height = (round(statistics.mean(side)) for side in zip(*sizes, strict=True))
-    print(f"{len(pairs)} images of {arguments.kind}, mean size {width} × {height}, one thread")
-    with tempfile.TemporaryDirectory() as folder:
-        cache = write_cache(Path(folder), arguments.root, pairs, sizes)
-        for crop in arguments.crops:
-            report(arguments, pairs, lookup, crop, cache)
+    with given(arguments.root, arguments.kind, arguments.rounds) as what:
+        root, lookup = what.dataset.root, labels_of_half(what.dataset)
+        pairs = list_images(what.dataset)["train"][: arguments.images]
+        width, height = (
+            round(statistics.mean(side)) for side in zip(*sizes(root, pairs), strict=True)
+        )
+        print(
+            f"{len(pairs)} images of {what.dataset.kind}, mean size {width} × {height}, one thread"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            cache, ms = write_cache(Path(folder), root, pairs)
+            megabytes = cache.path.stat().st_size / len(pairs) / 1e6
+            print(f"writing the cache: {ms:.3f} ms and {megabytes:.3f} MB an image")
+            for crop in arguments.crops:
+                check(root, pairs[:4], lookup, crop)
+                report(root, pairs, lookup, crop, cache, arguments.rounds)
 
 
-def write_cache(
-    folder: Path, root: Path, pairs: list[tuple[str, str]], sizes: list[tuple[int, int]]
-) -> ImageCache:
-    """Write the images to a cache as a training does, and print what that takes."""
+def sizes(root: Path, pairs: list[tuple[str, str]]) -> list[tuple[int, int]]:
+    return [Image.open(root / image).size for image, _ in pairs]
+
+
+def write_cache(folder: Path, root: Path, pairs: list[tuple[str, str]]) -> tuple[ImageCache, float]:
+    """Write the images to a cache as a training does; also return the CPU ms an image."""
     index = pd.DataFrame(pairs, columns=["image", "mask"]).assign(subset="train")
-    index[["width", "height"]] = sizes
+    index[["width", "height"]] = sizes(root, pairs)
     start = time.process_time()
     cache = cached_images(folder, "benchmark", root, index)
     if cache is None:
         sys.exit("no room for the cache of decoded images")
-    ms, size = 1000 * (time.process_time() - start) / len(pairs), cache.path.stat().st_size
-    print(f"writing the cache: {ms:.3f} ms and {size / len(pairs) / 1e6:.3f} MB an image")
-    return cache
+    return cache, 1000 * (time.process_time() - start) / len(pairs)
 
 
 def report(
-    arguments: argparse.Namespace,
+    root: Path,
     pairs: list[tuple[str, str]],
     lookup: Any,
     crop: int,
     cache: ImageCache,
+    rounds: int,
 ) -> None:
-    print(f"\ncrop {crop}: pipelines in turn, medians of {arguments.rounds} rounds of CPU time")
-    found = alternate(pipelines(arguments.root, pairs, lookup, crop, cache), arguments.rounds)
+    print(f"\ncrop {crop}: pipelines in turn, medians of {rounds} rounds of CPU time")
+    found = medians(alternate(pipelines(root, pairs, lookup, crop, cache), rounds))
     print(f"  {'':34}{'ms/image':>10}{'images/s':>10}{'x plain':>10}{'x published':>13}")
     for name, ms in found.items():
         times = (found[base] / ms for base in ("plain", "published"))
         print(f"  {name:34}{ms:10.3f}{1000 / ms:10.0f}" + "".join(f"{t:11.1f}" for t in times))
-    found = workers(arguments.root, pairs, lookup, crop, max(arguments.rounds // 3, 1))
+    found = workers(root, pairs, lookup, crop, max(rounds // 3, 1))
     print(
         "  read ahead by one worker, hand-over included: plain (a process) "
         f"{found['plain']:.3f}, ciss (a thread) {found['ciss']:.3f} ms/image, "
         f"x {found['plain'] / found['ciss']:.1f}"
     )
     print("  parts of ciss' path, ms/image")
-    for name, ms in parts(arguments.root, pairs, lookup, crop, arguments.rounds).items():
+    for name, ms in parts(root, pairs, lookup, crop, rounds).items():
         print(f"    {name:44}{ms:8.3f}")
 
 
@@ -332,7 +322,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, required=True, help="the data set's folder")
+    parser.add_argument("--root", type=Path, help="the data set's folder")
     parser.add_argument("--kind", default="voc", help="its layout (default: voc)")
     parser.add_argument("--crops", type=int, nargs="+", default=[512, 256])
     parser.add_argument("--images", type=int, default=240, help="images to use (default: 240)")

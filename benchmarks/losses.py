@@ -5,32 +5,36 @@
 
 Both ways get the same small logits and labels, and must give the same loss and the same gradient.
 They take turns; times are medians of CPU time (on a GPU, of time until it is done), memory is what
-one forward and backward pass needs beyond its inputs.
+one forward and backward pass needs beyond its inputs. ``make bench`` shows MiB with the most
+classes, the heaviest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.given import Given
 from benchmarks.reference import losses as reference
+from benchmarks.table import Row, alternate, compared, cpu_seconds, plain, wall_seconds
 from ciss import methods, plop
 from ciss.methods.base import Batch
 from ciss.pixelwise import Upsampled
 
+GROUP = "Losses at full resolution"
 #: old and new outputs: the last step of VOC 15-1 and of ADE 100-50
 CLASSES = {"voc": (20, 1), "ade": (101, 50)}
 #: channels and share of the input's side of the maps that PLOP distils, ResNet-101 at stride 16
@@ -38,10 +42,24 @@ MAPS = [(256, 4), (512, 8), (1024, 16), (2048, 16), (256, 16)]
 MIB = 2**20
 
 
+class Sizes(NamedTuple):
+    """What is measured, and on which device."""
+
+    classes: tuple[int, int]
+    batch: int = 2
+    crop: int = 512
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        old, new = self.classes
+        return f"{old} + {new} classes, {self.batch} × {self.crop}²"
+
+
 class Inputs:
     """Random small logits, and labels as a step shows them: background, new classes, void."""
 
-    def __init__(self, classes: tuple[int, int], batch: int, crop: int, device: str) -> None:
+    def __init__(self, sizes: Sizes) -> None:
+        classes, batch, crop, device = sizes
         self.n_old, self.n_new = classes
         generator = torch.Generator().manual_seed(0)
         side = crop // 16
@@ -85,20 +103,27 @@ def step(way: str, name: str, inputs: Inputs) -> tuple[float, Tensor]:
     return float(loss.detach()), gradient
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
+def seconds_on(device: str) -> Callable[[Callable[[], Any]], float]:
+    """How time is taken: the CPU's own, or that until the GPU has done what it was given."""
     if device == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return cpu_seconds
+
+    def seconds(work: Callable[[], Any]) -> float:
+        torch.cuda.synchronize()
+
+        def done() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return wall_seconds(done)
+
+    return seconds
 
 
 def memory(way: str, name: str, inputs: Inputs, device: str) -> float:
     """Peak of one pass beyond its inputs, MiB; on a CPU only right in a process of its own."""
+    small = inputs.student.shape[1] - inputs.n_old
+    step(way, name, Inputs(Sizes((inputs.n_old, small), 1, 32, device)))  # what is loaded once
     if device == "cpu":
         before = peak_kib(reset=True)
         step(way, name, inputs)
@@ -117,38 +142,53 @@ def peak_kib(*, reset: bool = False) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
-def memory_apart(way: str, name: str, arguments: argparse.Namespace, dataset: str) -> float:
-    command = [sys.executable, __file__, "--memory-of", way, "--methods", name]
-    command += ["--classes", dataset, "--batch", str(arguments.batch)]
-    command += ["--crop", str(arguments.crop), "--device", arguments.device]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+def memory_apart(way: str, name: str, sizes: Sizes) -> float:
+    """The same in a process of its own, on one thread."""
+    command = [sys.executable, __file__, "--memory-of", way, "--methods", name, "--classes"]
+    command += [*map(str, sizes.classes), "--batch", str(sizes.batch), "--crop", str(sizes.crop)]
+    result = subprocess.run(
+        [*command, "--device", sizes.device], stdout=subprocess.PIPE, text=True, check=True
+    )
     return float(result.stdout)
 
 
-def measure(name: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    inputs = Inputs(CLASSES[dataset], arguments.batch, arguments.crop, arguments.device)
+def check(name: str, inputs: Inputs) -> None:
+    """End where the two ways find another loss or another gradient."""
     found = {way: step(way, name, inputs) for way in WAYS}
     (loss, gradient), (expected, reference_gradient) = found["ciss"], found["published"]
-    scale = reference_gradient.abs().max()
-    difference = float((gradient - reference_gradient).abs().max() / scale)
+    difference = float((gradient - reference_gradient).abs().max() / reference_gradient.abs().max())
     if abs(loss - expected) > 1e-4 * abs(expected) or difference > 1e-4:
         raise SystemExit(f"{name}: {loss} and {expected} differ, gradients by {difference:.1e}")
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(arguments.rounds):
-        for way in WAYS:
-            times[way].append(
-                seconds(lambda way=way: step(way, name, inputs), arguments.device)  # type: ignore
-            )
-    row = {f"{way}_ms": 1000 * statistics.median(times[way]) for way in WAYS}
-    row |= {f"{way}_mb": memory_apart(way, name, arguments, dataset) for way in WAYS}
-    return {"loss": name, "classes": sum(CLASSES[dataset]), **row}
 
 
-def measure_pod(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, sizes: Sizes, rounds: int, *, with_memory: bool = True) -> Iterator[Row]:
+    """Time, and memory, of one loss forward and backward."""
+    inputs = Inputs(sizes)
+    check(name, inputs)
+    times = alternate(
+        {way: partial(step, way, name, inputs) for way in WAYS},
+        rounds,
+        seconds_on(sizes.device),
+        warm_up=False,
+    )
+    what, note = f"{name}, {sizes}", "Losses: one forward and backward pass from the small logits."
+    yield compared(GROUP, what, "ms", times["published"], times["ciss"], scale=1000, note=note)
+    if with_memory:
+        yield memory_row(name, sizes, note)
+
+
+def memory_row(name: str, sizes: Sizes, note: str = "") -> Row:
+    found = {way: max(memory_apart(way, name, sizes), 1.0) for way in WAYS}
+    what = f"{name}, {sizes}: memory"
+    return compared(GROUP, what, "MiB", [found["published"]], [found["ciss"]], note=note)
+
+
+def measure_pod(sizes: Sizes, rounds: int) -> Row:
+    """Time of PLOP's POD over the maps of all stages."""
     maps = [
         [
-            torch.randn(arguments.batch, c, arguments.crop // s, arguments.crop // s)
-            .to(arguments.device)
+            torch.randn(sizes.batch, c, sizes.crop // s, sizes.crop // s)
+            .to(sizes.device)
             .requires_grad_(side == 0)
             for c, s in MAPS
         ]
@@ -159,32 +199,26 @@ def measure_pod(arguments: argparse.Namespace) -> dict[str, Any]:
         total = torch.stack([pod(mine, its) for mine, its in zip(*maps, strict=True)]).sum()
         return list(torch.autograd.grad(total, maps[0]))
 
-    ways = {"published": reference.local_pod, "ciss": plop.local_pod}
     for mine, its in zip(run(plop.local_pod), run(reference.local_pod), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-7)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(arguments.rounds):
-        for way, pod in ways.items():
-            times[way].append(
-                seconds(lambda pod=pod: run(pod), arguments.device)  # type: ignore
-            )
-    return {
-        "loss": "plop: POD",
-        "classes": None,
-        **{f"{way}_ms": 1000 * statistics.median(times[way]) for way in ways},
-    }
+    times = alternate(
+        {
+            "published": lambda: run(reference.local_pod),
+            "ciss": lambda: run(plop.local_pod),
+        },
+        rounds,
+        seconds_on(sizes.device),
+        warm_up=False,
+    )
+    what = f"plop's POD, {sizes.batch} × {sizes.crop}²"
+    return compared(GROUP, what, "ms", times["published"], times["ciss"], scale=1000)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'loss':10} {'classes':>7} {'published':>21} {'ciss':>19}   {'time':>6} {'memory':>7}")
-    for row in rows:
-        cells = [f"{row['loss']:10} {row['classes'] or '':>7}"]
-        for way in WAYS:
-            megabytes = f"{row[f'{way}_mb']:6.0f} MiB" if f"{way}_mb" in row else " " * 10
-            cells.append(f"{row[f'{way}_ms']:8.0f} ms {megabytes}")
-        ratio = f"× {row['published_ms'] / row['ciss_ms']:4.1f}"
-        less = f"× {row['published_mb'] / max(row['ciss_mb'], 1):5.1f}" if "ciss_mb" in row else ""
-        print("  ".join([*cells, ratio, less]))
+def rows(what: Given) -> Iterator[Row]:
+    """MiB with the classes of ADE 100-50."""
+    torch.set_num_threads(1)
+    sizes = Sizes(CLASSES["ade"], 1 if what.tiny else 2, 64 if what.tiny else 512)
+    yield from measure("mib", sizes, min(what.rounds, 3), with_memory=not what.tiny)
 
 
 def main() -> None:
@@ -192,27 +226,41 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", default=list(reference.LOSSES))
-    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=list(CLASSES))
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=list(CLASSES),
+        help="names, or numbers of old and new outputs (default: voc ade)",
+    )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: memory alone")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--memory-of", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    given = arguments.classes
+    chosen = [tuple(map(int, given))] if given[0].isdigit() else [CLASSES[name] for name in given]
+    sizes = [Sizes(each, arguments.batch, arguments.crop, arguments.device) for each in chosen]
     if arguments.memory_of:
-        classes = CLASSES[arguments.classes[0]]
-        inputs = Inputs(classes, arguments.batch, arguments.crop, arguments.device)
+        inputs = Inputs(sizes[0])
         print(memory(arguments.memory_of, arguments.methods[0], inputs, arguments.device))
         return
-    rows = [measure(n, d, arguments) for d in arguments.classes for n in arguments.methods]
-    if "plop" in arguments.methods:
-        rows.append(measure_pod(arguments))
-    show(rows)
+    found: list[Row] = []
+    for each in sizes:
+        for name in arguments.methods:
+            if arguments.rounds == 0:
+                found.append(memory_row(name, each))
+            else:
+                found += measure(name, each, arguments.rounds)
+    if "plop" in arguments.methods and arguments.rounds:
+        found.append(measure_pod(sizes[0], arguments.rounds))
+    print(plain(found))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        content = {"rows": [asdict(row) for row in found]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Figures of speed and memory, ours beside the published way (docs/benchmarks.md)."""
