@@ -4,6 +4,7 @@ snakemake --list                          the experiments of the configuration
 snakemake -n voc_15-1_mib_awt             what an experiment would run
 snakemake plan voc_15-1_mib_awt           how long that would take
 snakemake --profile slurm voc_15-1_mib_awt
+snakemake predict --config checkpoint=model.safetensors images=photos
 """
 
 from pathlib import Path
@@ -33,6 +34,8 @@ localrules:
     pages,
     paper,
     plan,
+    predict,
+    export,
 
 
 include: "rules/common.smk"
@@ -46,6 +49,7 @@ include: "rules/awt.smk"
 include: "rules/evaluate.smk"
 include: "rules/paper.smk"
 include: "rules/plan.smk"
+include: "rules/predict.smk"
 include: "rules/pages.smk"
 include: "rules/targets.smk"
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ def save_model(path: Path | str, network: SegmentationNetwork, metadata: Mapping
     save_tensors(path, state, {"network": shape, "metadata": dict(metadata)}, kind="model")
 
 
-def load_model(path: Path | str) -> tuple[SegmentationNetwork, dict[str, Any]]:
+def load_model(
+    path: Path | str, *, plain: bool = False
+) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """Read a network, on the CPU and in evaluation mode, and the metadata it was saved with.
 
+    ``plain`` reads weights of ``iabn`` into ``abn``: the same values, without the package.
     Raises ``CissError`` when the file is absent, damaged, of another kind or format version, or
     holds other weights than its header says.
     """
@@ -50,6 +54,8 @@ def load_model(path: Path | str) -> tuple[SegmentationNetwork, dict[str, Any]]:
     _check_finite(path, state)
     try:
         config = NetworkConfig.from_dict(content["network"]["config"])
+        if plain and config.norm == "iabn":
+            config = replace(config, norm="abn")
         # Weights on the meta device cost neither time nor random numbers before they are replaced.
         with torch.device("meta"):
             network = SegmentationNetwork(config, content["network"]["classes_per_step"])

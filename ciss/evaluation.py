@@ -27,7 +27,11 @@ def evaluate(
     network = network.to(device).eval()
     total = torch.zeros(network.n_classes, network.n_classes, dtype=torch.int64, device=device)
     for images, labels in batches:
-        output = network(to_network_input(images.to(device, non_blocking=True)))
-        predicted = predict(output.upsampled)
+        predicted = segment(network, images.to(device, non_blocking=True))
         total += confusion_matrix(labels.to(device).long(), predicted, network.n_classes)
     return distributed.total(total).cpu()
+
+
+def segment(network: SegmentationNetwork, images: Tensor) -> Tensor:
+    """Label images, uint8 [B, 3, H, W] on the network's device: int64 [B, H, W]."""
+    return predict(network(to_network_input(images)).upsampled)

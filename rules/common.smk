@@ -25,7 +25,7 @@ import ciss.initialisations
 import ciss.prepare
 import ciss.published
 import ciss.records
-from ciss import examples, experiments, methods, paths
+from ciss import examples, experiments, methods, paths, photos
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name

@@ -175,9 +175,14 @@ def index_runtime_flags(wildcards, threads):
 
 def runtime_flags(wildcards, threads, resources):
     """How a job that runs the network does so, and where its data lie."""
+    return root_flags(wildcards, threads) + device_flags(wildcards, threads, resources)
+
+
+def device_flags(wildcards, threads, resources):
+    """How a job that runs the network does so."""
     runtime = CONFIG["runtime"]
     minutes = resources.get("runtime")
-    return root_flags(wildcards, threads) + to_flags(
+    return to_flags(
         {
             "device": runtime["device"],
             "workers": runtime["workers"],

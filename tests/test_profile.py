@@ -20,7 +20,8 @@ def profile() -> dict[str, Any]:
 def rules() -> dict[str, str]:
     """Text of each rule in the files, by name; a rule made from another has the other's too."""
     found: dict[str, str] = {}
-    begin = r"^(?:use rule (?P<base>\w+) as |rule )(?P<name>\w+)(?: with)?:$"
+    # Those of targets that need a setting stand below an `if`.
+    begin = r"^ *(?:use rule (?P<base>\w+) as |rule )(?P<name>\w+)(?: with)?:$"
     for path in sorted((REPOSITORY / "rules").glob("*.smk")):
         text = path.read_text()
         starts = list(re.finditer(begin, text, re.MULTILINE))

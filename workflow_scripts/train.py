@@ -136,6 +136,7 @@ def main(arguments: argparse.Namespace) -> None:
         metadata = {
             **about,
             "classes": dataset.classes[: network.n_classes],
+            "kind": arguments.kind,
             "background": arguments.background,
             "values": arguments.values,
             "void": arguments.void,

@@ -39,8 +39,12 @@ class DeepLabHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the encoder's output [B, C, h, w] to the classifiers' input [B, channels, h, w]."""
+        return self.joined(x, self._pool(x))
+
+    def joined(self, x: Tensor, means: Tensor) -> Tensor:
+        """Do the same with the encoder's output averaged already: [B, C, h, w] or [B, C, 1, 1]."""
         maps = self.map_bn(torch.cat([conv(x) for conv in self.map_convs], dim=1))
-        pooled = self.global_pooling_bn(self.global_pooling_conv(self._pool(x)))
+        pooled = self.global_pooling_bn(self.global_pooling_conv(means))
         return self.red_bn(self.red_conv(maps) + self.pool_red_conv(pooled))
 
     def _pool(self, x: Tensor) -> Tensor:
