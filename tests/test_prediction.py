@@ -285,7 +285,7 @@ def test_the_target_runs_again_for_what_changes_masks_alone(
 
     def snakemake(*words: object, **more: object) -> Run:
         given = {"images": images, "checkpoint": checkpoint, "runtime": "{device: cpu}", **more}
-        config = [f"{name}={value}" for name, value in given.items()]
+        config = [f"{name}={value}" for name, value in given.items() if value]
         start = ("-m", "snakemake", "--snakefile", clone / "Snakefile", "--cores", 1, "predict")
         done = run_python(*start, *words, "--config", *config, cwd=tmp_path)
         return Run(done.returncode, done.stdout + done.stderr)
