@@ -314,3 +314,70 @@ def entry_flags(names):
         for name in names
         for word in ("--entry", name, dataset_at(name).kind, str(dataset_at(name).root))
     ] + to_flags({"subsets": parts or None})
+
+
+# --- Of a finished model, for predict.smk
+
+
+def given_path(name):
+    return Path(CONFIG[name]).expanduser()
+
+
+def check_given(target, names):
+    """Stop where a target is asked for without the paths that it needs."""
+    if target not in requested_targets():
+        return
+    for name in names:
+        if not CONFIG[name]:
+            words = " ".join(f"{other}=…" for other in names)
+            stop(
+                f"{target} needs {name}: snakemake {target} --config {words} (docs/predict.md)"
+            )
+        if not given_path(name).exists():
+            stop(f"{name} is '{CONFIG[name]}', which does not exist")
+
+
+def without_braces(name):
+    """A name as a part of a path that Snakemake reads wildcards from."""
+    return name.translate({ord(brace): "_" for brace in "{}"})
+
+
+def model_name():
+    """What the checkpoint is called in the paths of what is made with it."""
+    path = given_path("checkpoint").absolute()
+    *parts, seed, step = path.parts[-6:-1]
+    # Below a results folder its path says what it is: dataset, track, run, seed and step.
+    inside = len(parts) == 3 and seed.startswith("seed") and step.startswith("step")
+    return without_braces("_".join([*parts, seed, step]) if inside else path.stem)
+
+
+def prediction_folder():
+    own = CONFIG["prediction"]["output"]
+    if own != without_braces(own):
+        stop(
+            f"prediction.output is '{own}'; choose a folder without braces in its path"
+        )
+    if own:
+        return str(Path(own).expanduser())
+    images = given_path("images").absolute()
+    return at(f"predictions/{without_braces(images.name)}/{model_name()}")
+
+
+def state_of(path, names):
+    """A setting: sizes and modification times of files below a folder."""
+    stats = ciss.fingerprint.stat_files(path, set(names))
+    return hashlib.sha256(repr(sorted(stats.items())).encode()).hexdigest()
+
+
+def checkpoint_state(wildcards):
+    path = given_path("checkpoint").absolute()
+    return state_of(path.parent, [path.name])
+
+
+def images_state(wildcards):
+    path = given_path("images").absolute()
+    try:
+        names, _ = photos.find_images(path, Path(prediction_folder()))
+    except CissError as error:
+        stop(error)
+    return state_of(path if path.is_dir() else path.parent, names)
