@@ -11,7 +11,6 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ciss.errors import CissError
 from ciss.files import replacing
-from ciss.models.network import NetworkConfig, SegmentationNetwork
+from ciss.models.network import SegmentationNetwork
 
 FORMAT_VERSION = 1
 
@@ -34,11 +33,8 @@ def save_model(path: Path | str, network: SegmentationNetwork, metadata: Mapping
     """
     state = network.state_dict()
     _check_finite(path, state)
-    shape = {
-        "config": network.config.to_dict(),
-        "classes_per_step": list(network.classes_per_step),
-    }
-    save_tensors(path, state, {"network": shape, "metadata": dict(metadata)}, kind="model")
+    content = {"network": network.shape, "metadata": dict(metadata)}
+    save_tensors(path, state, content, kind="model")
 
 
 def load_model(
@@ -53,12 +49,12 @@ def load_model(
     state, content = load_tensors(path, kind="model")
     _check_finite(path, state)
     try:
-        config = NetworkConfig.from_dict(content["network"]["config"])
-        if plain and config.norm == "iabn":
-            config = replace(config, norm="abn")
+        shape = content["network"]
+        if plain and shape["config"].get("norm") == "iabn":
+            shape = {**shape, "config": {**shape["config"], "norm": "abn"}}
         # Weights on the meta device cost neither time nor random numbers before they are replaced.
         with torch.device("meta"):
-            network = SegmentationNetwork(config, content["network"]["classes_per_step"])
+            network = SegmentationNetwork.of_shape(shape)
         network.load_state_dict(state, assign=True)
     except (KeyError, TypeError, RuntimeError, CissError) as error:
         raise CissError(

@@ -22,6 +22,8 @@ METHOD_NAMES = {
     "mib": "MiB",
     "plop": "PLOP",
     "ssul": "SSUL",
+    "dft": "DFT*",
+    "cfs": "CFSSeg",
 }
 
 INIT_NAMES = {
@@ -59,10 +61,12 @@ _METHOD_LOOKS = {
     "mib": ("#0072B2", "^"),
     "plop": ("#D55E00", "D"),
     "ssul": ("#E69F00", "P"),
+    "dft": ("#000000", "X"),
+    "cfs": ("#6633FF", "d"),
 }
 # For methods added later and for variants: none of the colours and markers above.
-_OTHER_COLOURS = ("#000000", "#7A4B1E", "#44AA99", "#AA4499")
-_OTHER_MARKERS: tuple[Any, ...] = ("X", "d", "h", "8", (6, 1, 0))
+_OTHER_COLOURS = ("#7A4B1E", "#44AA99", "#AA4499")
+_OTHER_MARKERS: tuple[Any, ...] = ("h", "8", (6, 1, 0))
 
 # The initialisation is the line and the marker's filling: full for AWT, the one under study.
 _INIT_LOOKS: dict[str, tuple[Any, str]] = {

@@ -131,7 +131,8 @@ class Training:
         # does the same additions as one that was not interrupted.
         self.network.eval()
         size = 32
-        replica(next(self.network.parameters()).new_zeros(1, 3, size, size)).logits.sum().backward()
+        blank = next(self.network.parameters()).new_zeros(1, 3, size, size)
+        replica(blank).allocated.logits.sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
         freezing.train_mode(self.network)
         return replica

@@ -52,6 +52,15 @@ def network_flags(wildcards):
     return to_flags({name: value for name, value in model.items() if name != "weights"})
 
 
+def preallocation_flags(wildcards):
+    """How many classes come after step 0, for the objective that gives them a classifier there."""
+    if wildcards.run != methods.PREALLOCATED:
+        return []
+    scenario = scenario_of(wildcards)
+    later = scenario.n_classes - scenario.base
+    return to_flags({"preallocated": later or None})
+
+
 #: settings of a recipe that need not be whole numbers
 RECIPE_FRACTIONS = ("lr", "momentum", "power", "weight_decay")
 

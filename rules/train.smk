@@ -15,7 +15,7 @@ rule train_base:
     benchmark:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
-        run="ce|bce",
+        run="ce|ce-preallocated|bce",
         step="0",
     conda:
         "../envs/ciss.yaml"
@@ -26,7 +26,8 @@ rule train_base:
         program=program("train.py"),
         settings=lambda wildcards: labels_of(wildcards)
         + network_flags(wildcards)
-        + recipe_flags(wildcards),
+        + recipe_flags(wildcards)
+        + preallocation_flags(wildcards),
         classes=lambda wildcards: len(scenario_of(wildcards).new_classes(0)),
         files=lambda wildcards, input, output: to_flags(
             {

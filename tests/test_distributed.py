@@ -55,9 +55,11 @@ RECIPE = Recipe(epochs=2, lr=0.02, batch=8, crop=32)
 # --- What each process does -----------------------------------------------------------------
 
 
-def networks(dtype: torch.dtype) -> tuple[SegmentationNetwork, SegmentationNetwork]:
+def networks(
+    dtype: torch.dtype, preallocated: int = 0
+) -> tuple[SegmentationNetwork, SegmentationNetwork]:
     """A student and its teacher."""
-    teacher = SegmentationNetwork(SMALL, [N_OLD])
+    teacher = SegmentationNetwork(SMALL, [N_OLD], preallocated=preallocated)
     initialise(teacher, seed=1)
     return widened(teacher, N_NEW, seed=2).to(dtype), teacher.to(dtype)
 
@@ -88,7 +90,7 @@ def updates(
     frozen_statistics: bool = False,
 ) -> dict[str, Tensor]:
     """Three iterations of a method with this process's share; everything that they change."""
-    network, teacher = networks(dtype)
+    network, teacher = networks(dtype, N_NEW + 3 if name == "dft" else 0)
     method = method_for(name, teacher)
     teacher_or_none = None if name == STEP_0 else teacher
     recipe = Recipe(epochs=1, lr=0.05, batch=n_images, accumulate=accumulate)

@@ -43,7 +43,11 @@ def starting_point(
         if arguments.init is None or arguments.teacher is None:
             raise CissError("a step after 0 needs --init and --teacher")
         return load_model(arguments.init)[0], load_model(arguments.teacher)[0]
-    network = SegmentationNetwork(from_flags(arguments, NetworkConfig), [1 + arguments.new_classes])
+    network = SegmentationNetwork(
+        from_flags(arguments, NetworkConfig),
+        [1 + arguments.new_classes],
+        preallocated=arguments.preallocated,
+    )
     initialise(network, arguments.seed)
     if arguments.weights is not None:
         log.info("%s", load_imagenet(network, arguments.weights))
@@ -90,6 +94,7 @@ def facts(
         "recipe": asdict(recipe),
         "network": asdict(from_flags(arguments, NetworkConfig)) if arguments.step == 0 else None,
         "split": splits.split_hash(rows.assign(step=arguments.step, subset="train")),
+        **({"preallocated": arguments.preallocated} if arguments.preallocated else {}),
     }
 
 
@@ -185,11 +190,19 @@ if __name__ == "__main__":
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--step", type=int, required=True)
     parser.add_argument(
-        "--method", required=True, help="at step 0 the objective: ce, ce-importance or bce"
+        "--method",
+        required=True,
+        help=f"at step 0 the objective: {', '.join(methods.BASE_OBJECTIVES)}",
     )
     add_option_flag(parser, "method")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--new-classes", type=int, required=True, help="classes of this step")
+    parser.add_argument(
+        "--preallocated",
+        type=int,
+        default=0,
+        help="classes to come that have a classifier already (step 0)",
+    )
     parser.add_argument(
         "--data-state", default="", help="fingerprint of the data: progress is of these files only"
     )

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _BASE = ("ciss.methods.base", "Method")
+#: methods whose losses at step 0 a base objective is
+_BASE_METHODS = {"ce": "ft", "ce-preallocated": "dft", "bce": "lwf-mc"}
+#: what step 0 may be trained with
+BASE_OBJECTIVES = (*_BASE_METHODS, "ce-importance")
+#: the one under which step 0 has classifiers of all classes to come: it depends on their number
+PREALLOCATED = "ce-preallocated"
 _FACTS = ("defaults", "default_init", "base_objective", "keeps_importances")
 
 
@@ -86,16 +92,14 @@ def create(name: str, options: Mapping[str, Any], n_old: int, n_new: int) -> Met
 
 
 def create_base(objective: str, n_new: int) -> Method:
-    """Make the method that trains step 0 under a base objective: ce, ce-importance or bce."""
-    if objective == "ce":
-        return create("ft", {}, 0, n_new)
-    if objective == "bce":
-        return create("lwf-mc", {}, 0, n_new)
+    """Make the method that trains step 0 under one of ``BASE_OBJECTIVES``."""
+    if objective in _BASE_METHODS:
+        return create(_BASE_METHODS[objective], {}, 0, n_new)
     if objective == "ce-importance":
         from ciss.regularisers import ImportanceRecording
 
         return ImportanceRecording(describe("rw").defaults, 0, n_new)
-    raise CissError(unknown("base objective", objective, ["ce", "ce-importance", "bce"]))
+    raise CissError(unknown("base objective", objective, BASE_OBJECTIVES))
 
 
 def _only(module: str, found: list[_T]) -> _T:

@@ -40,7 +40,7 @@ class Method:
     published: ClassVar[dict[str, Any]] = {}
     #: initialisation of new classifiers where an experiment's name gives none
     default_init: ClassVar[str] = "random"
-    #: which step-0 model the method starts from: ``ce``, ``ce-importance`` or ``bce``
+    #: which step-0 model the method starts from: one of ``ciss.methods.BASE_OBJECTIVES``
     base_objective: ClassVar[str] = "ce"
     #: whether the teacher's forward pass is needed at steps after 0; may depend on the options
     needs_teacher: bool = True

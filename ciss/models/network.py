@@ -91,6 +91,16 @@ class NetworkOutput(NamedTuple):
     attentions: list[Tensor]
     #: (H, W) of the images
     size: tuple[int, int]
+    #: [B, F, h, w] of the classes that are to come, where the network has classifiers for them
+    future_logits: Tensor | None = None
+
+    @property
+    def allocated(self) -> NetworkOutput:
+        """The same with the logits of the classes to come behind those of the classes there are."""
+        if self.future_logits is None:
+            return self
+        small_logits = torch.cat([self.small_logits, self.future_logits], dim=1)
+        return self._replace(small_logits=small_logits, future_logits=None)
 
     @property
     def features(self) -> Features:
@@ -113,9 +123,21 @@ class SegmentationNetwork(nn.Module):
 
     ``classes_per_step`` are the classifiers' outputs; those of step 0 begin with the background.
     State-dict names are those of the published checkpoints.
+
+    Two things that most networks do not have: ``preallocated`` classes to come, which have a
+    classifier already (``future``; DFT*), and ``features``, the number of random features that the
+    classifiers see in place of the head's output (``expansion``; CFSSeg). Classifiers of random
+    features have no bias.
     """
 
-    def __init__(self, config: NetworkConfig, classes_per_step: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        classes_per_step: Sequence[int],
+        *,
+        preallocated: int = 0,
+        features: int = 0,
+    ) -> None:
         super().__init__()
         if not classes_per_step or min(classes_per_step) < 1:
             raise CissError(
@@ -130,7 +152,34 @@ class SegmentationNetwork(nn.Module):
             config.pooling,
             config.norm,
         )
-        self.cls = nn.ModuleList(nn.Conv2d(config.head_channels, n, 1) for n in classes_per_step)
+        inputs = features or config.head_channels
+        self.cls = nn.ModuleList(
+            nn.Conv2d(inputs, n, 1, bias=not features) for n in classes_per_step
+        )
+        self.future = nn.Conv2d(inputs, preallocated, 1) if preallocated else None
+        #: [features, head_channels], fixed
+        self.expansion: Tensor | None
+        expansion = torch.zeros(features, config.head_channels) if features else None
+        self.register_buffer("expansion", expansion)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What ``of_shape`` makes a network of the same tensors from, as plain values."""
+        extras = {
+            "preallocated": 0 if self.future is None else self.future.out_channels,
+            "features": 0 if self.expansion is None else len(self.expansion),
+        }
+        return {
+            "config": self.config.to_dict(),
+            "classes_per_step": list(self.classes_per_step),
+            **{name: count for name, count in extras.items() if count},
+        }
+
+    @classmethod
+    def of_shape(cls, shape: Mapping[str, Any]) -> SegmentationNetwork:
+        """Make a network as ``shape`` says. Raises ``CissError``, ``KeyError`` or ``TypeError``."""
+        rest = {name: value for name, value in shape.items() if name != "config"}
+        return cls(NetworkConfig.from_dict(shape["config"]), **rest)
 
     @property
     def classes_per_step(self) -> tuple[int, ...]:
@@ -139,7 +188,7 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def n_classes(self) -> int:
-        """All outputs, the background included."""
+        """Outputs of all classes learned so far, the background included."""
         return sum(self.classes_per_step)
 
     @property
@@ -155,8 +204,17 @@ class SegmentationNetwork(nn.Module):
     def classify(self, pre_logits: Tensor) -> Tensor:
         """Apply all classifiers as one convolution: [B, C, h, w] to logits [B, N, h, w]."""
         weight = torch.cat([classifier.weight for classifier in self.classifiers])
+        if self.expansion is not None:
+            # Image by image: of 512 × 512 pixels and 8,192 features each takes 34 MB.
+            maps = [F.conv2d(self.expanded(image), weight) for image in pre_logits.split(1)]
+            return torch.cat(maps)
         biases = [classifier.bias for classifier in self.classifiers if classifier.bias is not None]
         return F.conv2d(pre_logits, weight, torch.cat(biases))
+
+    def expanded(self, pre_logits: Tensor) -> Tensor:
+        """Return the random features ReLU(R x) of each position: [B, C, h, w] to [B, F, h, w]."""
+        assert self.expansion is not None
+        return F.relu(F.conv2d(pre_logits, self.expansion[:, :, None, None]))
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Segment normalised images [B, 3, H, W]."""
@@ -164,7 +222,8 @@ class SegmentationNetwork(nn.Module):
 
     def output(self, features: Features, size: tuple[int, int]) -> NetworkOutput:
         """Classify the features of images of ``size`` = (H, W)."""
-        return NetworkOutput(self.classify(features.pre_logits), *features, size)
+        future = None if self.future is None else self.future(features.pre_logits)
+        return NetworkOutput(self.classify(features.pre_logits), *features, size, future)
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -179,7 +238,7 @@ def initialise(network: SegmentationNetwork, seed: int) -> None:
     PyTorch draws a convolution; normalisations start at scale 1 and shift 0.
     """
     generator = torch.Generator().manual_seed(seed)
-    classifiers = set(network.classifiers)
+    classifiers = {*network.classifiers, network.future}
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             if module in classifiers:
@@ -210,15 +269,44 @@ def draw_classifier(classifier: nn.Conv2d, generator: torch.Generator) -> None:
 
 
 def widened(network: SegmentationNetwork, n_new: int, seed: int) -> SegmentationNetwork:
-    """Return a copy of ``network`` with one more, freshly drawn classifier of ``n_new`` outputs."""
+    """Return a copy of ``network`` with one more classifier of ``n_new`` outputs.
+
+    It is freshly drawn, or the first part of the classifiers of classes to come, where there are
+    such.
+    """
     if n_new < 1:
         raise CissError(f"a step adds at least one class, not {n_new}")
     wider = copy.deepcopy(network)
+    if wider.future is not None:
+        newest, wider.future = _divided(wider.future, n_new)
+        wider.cls.append(newest)
+        return wider
     classifier = nn.utils.skip_init(nn.Conv2d, network.config.head_channels, n_new, 1)
     draw_classifier(classifier, torch.Generator().manual_seed(seed))
     like = network.classifiers[0].weight
     wider.cls.append(classifier.to(device=like.device, dtype=like.dtype))
     return wider.train(network.training)
+
+
+def _divided(future: nn.Conv2d, n_new: int) -> tuple[nn.Conv2d, nn.Conv2d | None]:
+    """Take the first ``n_new`` outputs of a classifier off it; ``None`` where nothing is left."""
+    left = future.out_channels - n_new
+    if left < 0:
+        raise CissError(
+            f"{n_new} classes are added, but the network was made for {future.out_channels} more"
+        )
+    newest = _part(future, slice(0, n_new))
+    return newest, _part(future, slice(n_new, None)) if left else None
+
+
+def _part(classifier: nn.Conv2d, outputs: slice) -> nn.Conv2d:
+    assert classifier.bias is not None
+    weight, bias = classifier.weight[outputs], classifier.bias[outputs]
+    part = nn.utils.skip_init(nn.Conv2d, classifier.in_channels, len(weight), 1).to(weight)
+    assert part.bias is not None
+    _set(part.weight, weight)
+    _set(part.bias, bias)
+    return part
 
 
 def with_norm(network: SegmentationNetwork, norm: str) -> SegmentationNetwork:
@@ -228,7 +316,8 @@ def with_norm(network: SegmentationNetwork, norm: str) -> SegmentationNetwork:
     Raises ``CissError`` when a scale of ``bn`` is negative, which ``abn`` cannot express.
     """
     with torch.device("meta"):
-        other = SegmentationNetwork(replace(network.config, norm=norm), network.classes_per_step)
+        config = replace(network.config, norm=norm).to_dict()
+        other = SegmentationNetwork.of_shape({**network.shape, "config": config})
     state = {name: value.clone() for name, value in network.state_dict().items()}
     if (network.config.norm == "bn") != (norm == "bn"):
         for name in norm_weights(network):
