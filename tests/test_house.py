@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from helpers import REPOSITORY
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 
@@ -44,23 +48,87 @@ def test_the_library_does_not_know_its_scripts() -> None:
         assert not used & {"workflow_scripts", "repository", "tests"}, path
 
 
-def test_the_conda_environment_pins_what_the_tests_run_on() -> None:
-    environment = yaml.safe_load((REPOSITORY / "envs" / "ciss.yaml").read_text())
-    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = {Requirement(line).name.lower() for line in project["dependencies"]}
-    pinned = {Requirement(line).name.lower(): Requirement(line) for line in pip}
-    assert pinned.keys() == wanted
-    for name, requirement in pinned.items():
-        assert pins()[name] in requirement.specifier, name
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def drifted(environment: str, extras: list[str]) -> list[str]:
+    """Say where a conda environment differs from the project's dependencies and the pins."""
+    entries = yaml.safe_load(environment)["dependencies"]
+    (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
+    lines = project()["dependencies"] + [
+        line for extra in extras for line in project()["optional-dependencies"][extra]
+    ]
+    wanted = {
+        name: f"{name}=={pins()[name]}" for name in (Requirement(line).name for line in lines)
+    }
+    return sorted(set(pip) ^ set(wanted.values()))
+
+
+#: the extras of an environment, beside what the project always needs
+ENVIRONMENTS = {"ciss": [], "export": ["export"]}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_conda_environment_pins_what_the_tests_run_on(name: str) -> None:
+    path = REPOSITORY / "envs" / f"{name}.yaml"
+    assert drifted(path.read_text(), ENVIRONMENTS[name]) == []
+    other = re.sub(r"numpy==\S+", "numpy==2.0.0", path.read_text())
+    assert drifted(other, ENVIRONMENTS[name]) == ["numpy==2.0.0", f"numpy=={pins()['numpy']}"]
+    assert len(drifted(path.read_text(), ["workflow"])) > 3
+
+
+def test_every_rule_s_environment_is_one_of_these() -> None:
+    used = {
+        name
+        for path in (REPOSITORY / "rules").glob("*.smk")
+        for name in re.findall(r'"\.\./envs/(\w+)\.yaml"', path.read_text())
+    }
+    found = {path.stem for path in (REPOSITORY / "envs").glob("*.yaml")}
+    assert used == found == ENVIRONMENTS.keys()
+
+
+def test_containers_have_the_same_versions() -> None:
+    """Their packages come by the constraints themselves; Python is that of the environments."""
+    docker = (REPOSITORY / "container" / "Dockerfile").read_text()
+    apptainer = (REPOSITORY / "container" / "ciss.def").read_text()
+    bases = re.findall(r"^FROM (\S+)$", docker, re.MULTILINE)
+    bases += re.findall(r"^From: (\S+)$", apptainer, re.MULTILINE)
+    assert len(bases) == 2
+    assert bases[0] == bases[1]
+    pinned = re.fullmatch(r"python:(3\.\d+)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases[0])
+    assert pinned
+    assert Version(pinned[1]) in SpecifierSet(project()["requires-python"])
+    for path in (REPOSITORY / "envs").glob("*.yaml"):
+        assert f"- python ={pinned[1]}" in path.read_text(), path
+    for text in (docker, apptainer):
+        (command,) = re.findall(r"pip install .*", text)
+        assert command == (
+            "pip install --constraint constraints.txt --editable '.[workflow,export]'"
+        )
+    # The last user is the one that it runs as.
+    assert re.findall(r"^USER (\S+)$", docker, re.MULTILINE)[-1] not in ("root", "0")
+
+
+def test_containers_have_all_that_a_run_needs() -> None:
+    wanted = {"Snakefile", "config.yaml", "pyproject.toml", "constraints.txt", "README.md"}
+    folders = "ciss configs envs profiles report rules schemas workflow_scripts"
+    wanted |= {"LICENSE", *folders.split()}
+    ignored = (REPOSITORY / ".dockerignore").read_text()
+    assert set(re.findall(r"^!(\S+)$", ignored, re.MULTILINE)) == wanted
+    apptainer = (REPOSITORY / "container" / "ciss.def").read_text()
+    copied = re.findall(r"^    (\S+) /opt/ciss/(\S+)$", apptainer, re.MULTILINE)
+    assert all(source == target for source, target in copied)
+    assert {source for source, _ in copied} == wanted
+    assert all((REPOSITORY / name).exists() for name in wanted)
 
 
 def test_the_pins_lie_in_the_project_s_ranges() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    extras = project()["optional-dependencies"]
     chosen = (extras[name] for name in ("workflow", "export", "dev"))
-    lines = [*project["dependencies"], *(line for extra in chosen for line in extra)]
+    lines = [*project()["dependencies"], *(line for extra in chosen for line in extra)]
     for requirement in map(Requirement, lines):
-        if requirement.name == project["name"]:  # dev takes other extras in
+        if requirement.name == project()["name"]:  # dev takes other extras in
             continue
         assert pins()[requirement.name.lower()] in requirement.specifier, requirement
