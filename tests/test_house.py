@@ -25,6 +25,117 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield node.module
 
 
+def library() -> dict[str, set[str]]:
+    """Each module of ciss/, a package counting as one, and which others it imports, anywhere."""
+    found: dict[str, set[str]] = {}
+    for path in (REPOSITORY / "ciss").rglob("*.py"):
+        name = path.relative_to(REPOSITORY / "ciss").parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        used = found.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "ciss":
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ciss."):
+                used.add(str(node.module).split(".")[1])
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+                used |= {module.split(".")[1] for module in names if module.startswith("ciss.")}
+    return {name: used - {name, "__version__"} for name, used in found.items()}
+
+
+def layers() -> list[list[str]]:
+    """The modules of each layer, the lowest first, as CONTRIBUTING.md has them."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| layer | modules |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    return [re.findall(r"`(\w+)`", row.split("|")[2]) for row in table.splitlines()]
+
+
+def climbing(modules: dict[str, set[str]], order: list[list[str]]) -> list[str]:
+    """Imports of a higher layer."""
+    height = {name: number for number, names in enumerate(order) for name in names}
+    return [
+        f"{name} imports {other}"
+        for name, used in sorted(modules.items())
+        for other in sorted(used)
+        if height[other] > height[name]
+    ]
+
+
+def test_no_layer_imports_a_higher_one() -> None:
+    modules, order = library(), layers()
+    listed = [name for names in order for name in names]
+    assert len(order) == 8
+    assert len(set(listed)) == len(listed)
+    assert sorted(set(modules) ^ set(listed)) == [], "not in CONTRIBUTING.md, or only there"
+    assert climbing(modules, order) == []
+    climbs = climbing({**modules, "files": {"training"}}, order)
+    assert climbs == ["files imports training"]
+
+
+def settings() -> dict[tuple[str, ...], Any]:
+    """Every key that the configuration may have, by its path, and the schema's part of it."""
+    schema = yaml.safe_load((REPOSITORY / "schemas" / "config.schema.yaml").read_text())
+
+    def walk(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        for name, inner in node.get("properties", {}).items():
+            yield (*path, name), inner
+            yield from walk(inner, (*path, name))
+        if isinstance(node.get("additionalProperties"), dict):
+            yield from walk(node["additionalProperties"], (*path, "*"))
+
+    return dict(walk(schema, ()))
+
+
+def explained(name: str, config: str, documents: str) -> bool:
+    """Whether a comment stands beside or above a key, or a document speaks of it."""
+    lines = config.splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        found = re.search(rf"(?:^|[{{,\s]){name}:", line)
+        if found and ("#" in line[found.end() :] or above.lstrip().startswith("#")):
+            return True
+    return re.search(rf"`(?:[\w.]+\.)?{name}(?:: [^`]*)?`|\b{name}:", documents) is not None
+
+
+def test_every_setting_is_described_and_used() -> None:
+    config = (REPOSITORY / "config.yaml").read_text()
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    documents = "\n".join(path.read_text(encoding="utf-8") for path in pages)
+    folders = ("ciss/**/*.py", "rules/*.smk", "workflow_scripts/*.py")
+    code = "\n".join(
+        path.read_text(encoding="utf-8") for name in folders for path in REPOSITORY.glob(name)
+    )
+
+    def used(name: str) -> bool:
+        # By its name, or as a field of the dataclass that takes the whole section.
+        return re.search(rf'["\']{name}["\']|^    {name}: \w', code, re.MULTILINE) is not None
+
+    names = {path[-1] for path in settings()}
+    assert len(names) > 60
+    assert [name for name in sorted(names) if not used(name)] == []
+    assert [name for name in sorted(names) if not explained(name, config, documents)] == []
+    assert not used("momentun")
+    assert not explained("momentun", config, documents)
+
+
+def test_config_yaml_has_every_setting_but_those_of_single_data_sets() -> None:
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+
+    def has(path: tuple[str, ...]) -> bool:
+        inner = config
+        for name in path:
+            if name not in inner:
+                return False
+            inner = inner[name]
+        return True
+
+    plain = [path for path in settings() if "*" not in path]
+    assert len(plain) > 40
+    assert [".".join(path) for path in plain if not has(path)] == []
+
+
 def pins() -> dict[str, Version]:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
