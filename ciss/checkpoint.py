@@ -84,8 +84,9 @@ def save_tensors(
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"ciss": json.dumps(header, sort_keys=True)})
     except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CissError(
-            f"cannot write {path} ({error}); make room or choose another results folder"
+            f"cannot write {path} ({reason}); make room or choose another results folder"
         ) from None
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import cluster
 import pytest
 import yaml
+from faults.sitecustomize import spoil
 from helpers import only_one
 
 pytestmark = pytest.mark.slurm
@@ -50,8 +51,16 @@ TINY = {
     },
 }
 EXPERIMENT = "shapes_15-5_mib_awt"
-#: what strikes the training with this seed
-FAULTS = {1: "cancelled", 2: "killed", 3: "killed while writing", 4: "requeued", 5: "time limit"}
+#: what strikes the training with this seed, one attempt after the other
+FAULTS = {
+    1: "no room for progress, then cancelled",
+    2: "killed, then no room for the model",
+    3: "killed while writing, then one progress file damaged",
+    4: "requeued, then both progress files cut short",
+    5: "time limit",
+}
+#: what is wrong with the finished model of this seed when another job reads it
+DAMAGE = {1: "flip", 2: "truncate"}
 
 
 class Site:
@@ -164,8 +173,17 @@ def strike(site: Site) -> dict[str, Any]:
     faults = [{**slow, "inside": f"seed{seed}", "seconds": 0.3} for seed in (1, 2, 3, 4)]
     # Longer than the limit of one job, without work for the processor.
     faults += [{**slow, "inside": "seed5", "seconds": 2.5}]
-    half = {"do": "kill", "file": "progress.pt", "inside": "seed3", "write": 4}
-    faults += [{**half, "once": str(site.folder / "killed")}]
+    # The history is written once the last progress is saved, the model after it.
+    both = ("progress.pt", "previous_progress.pt")
+    once = [
+        {"do": "full", "file": "progress.pt", "inside": "seed1", "write": 2},
+        {"do": "full", "file": "model.safetensors", "inside": "seed2"},
+        {"do": "kill", "file": "progress.pt", "inside": "seed3", "write": 4},
+        {"do": "kill", "file": "history.csv", "inside": "seed3", "flip": both[:1]},
+        {"do": "kill", "file": "history.csv", "inside": "seed4", "truncate": both},
+    ]
+    signs = [str(site.folder / f"struck {number}") for number in range(len(once))]
+    faults += [{**fault, "once": sign} for fault, sign in zip(once, signs, strict=True)]
     site.environment |= {"CISS_FAULTS": json.dumps(faults)}
     site.environment |= {"PYTHONPATH": str(site.folder / "tests" / "faults")}
     limit = "1 if wildcards.seed == '5' else 20"
@@ -177,12 +195,34 @@ def strike(site: Site) -> dict[str, Any]:
         2: lambda number: kill_trainer(site, 2),
         4: lambda number: subprocess.run(["scontrol", "requeue", number], check=True),
     }
+    # The first attempt with seed 1 ends in its second epoch; each attempt begins a log of its own.
+    epochs = {1: 4, 2: 2, 4: 2}
     while process.poll() is None:
         for seed in [*to_do]:
-            if trained(site, seed, 2) and (number := site.number(seed)):
+            if trained(site, seed, epochs[seed]) and (number := site.number(seed)):
                 to_do.pop(seed)(number)
         time.sleep(0.1)
-    return {"status": process.returncode, "jobs": site.slurm_jobs(), "left": [*to_do]}
+    left = [*to_do, *(sign for sign in signs if not Path(sign).exists())]
+    return {"status": process.returncode, "jobs": site.slurm_jobs(), "left": left}
+
+
+def damage_models(site: Site) -> dict[str, Any]:
+    """Damage finished models, let jobs read them, and do what these say."""
+    site.edit_profile(retries=0)
+    for seed, damage in DAMAGE.items():
+        path = site.folder / site.model(seed)
+        stat = path.stat()
+        spoil(path, damage)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    confusions = [Path(site.model(seed)).with_name("confusion.csv") for seed in DAMAGE]
+    found: dict[str, Any] = {"failed": site.start(*confusions).wait(timeout=TIMEOUT)}
+    found["commands"] = re.findall(r"rm results/\S+", (site.folder / "said.txt").read_text())
+    for command in set(found["commands"]):
+        subprocess.run(command, shell=True, cwd=site.folder, check=True)
+    found["status"] = site.start(*confusions).wait(timeout=TIMEOUT)
+    found["evaluated"] = [(site.folder / path).exists() for path in confusions]
+    found["jobs"] = site.slurm_jobs()
+    return found
 
 
 def interrupt_snakemake(site: Site) -> dict[str, Any]:
@@ -240,6 +280,7 @@ def run_all(folder: Path, clone: Path) -> None:
         models = [prepared.model(seed) for seed in FAULTS]
         status, said = prepared.run_here("--cores", 1, *models)
         assert status == 0, said
+        running["damaged"] = pool.submit(damage_models, Site(folder / "damaged", prepared.folder))
         for name, future in running.items():
             try:
                 content = future.result()
@@ -306,10 +347,32 @@ def test_each_job_got_what_the_profile_says_for_its_rule(folder: Path) -> None:
 
 #: how SLURM saw the job of each seed end, attempt by attempt
 STATES = {
-    "cancelled": ["CANCELLED", "COMPLETED"],
-    "killed": ["FAILED", "COMPLETED"],
-    "killed while writing": ["FAILED", "COMPLETED"],
-    "requeued": ["REQUEUED", "COMPLETED"],
+    1: ["FAILED", "CANCELLED", "COMPLETED"],
+    2: ["FAILED", "FAILED", "COMPLETED"],
+    3: ["FAILED", "FAILED", "COMPLETED"],
+    4: ["REQUEUED", "FAILED", "COMPLETED"],
+}
+#: what a user reads of it: Snakemake prints a failed attempt's log, and removes it before the next
+SAID = {
+    1: "cannot save the progress in {step}/progress.pt (No space left on device); the last saved "
+    "progress is kept: make room and start again",
+    2: "cannot write {step}/model.safetensors (No space left on device); make room or choose "
+    "another results folder",
+}
+#: what the last attempt says of where it begins; an epoch has 7 iterations
+BEGINS = {
+    1: ["going on after iteration"],
+    2: ["going on after iteration 112 of 112"],
+    3: [
+        "progress {step}/progress.pt is damaged (its checksum differs): removed",
+        "going on after iteration 105 of 112",
+    ],
+    4: [
+        "progress {step}/progress.pt is damaged",
+        "progress {step}/previous_progress.pt is damaged",
+        "no progress to go on from: starting anew",
+    ],
+    5: ["going on after iteration"],
 }
 
 
@@ -321,20 +384,41 @@ def test_a_struck_job_ends_with_the_weights_of_an_undisturbed_one(seed: int, fol
     assert found["status"] == 0, said
     jobs = [job for job in found["jobs"] if job["comment"].endswith(f"_ce_{seed}_0")]
     states = [job["state"].split()[0] for job in jobs]
-    fault = FAULTS[seed]
-    log = Path(folder, f"struck/results/shapes/15/ce/seed{seed}/step0/logs/train.log").read_text()
-    assert "going on after iteration" in log
-    if fault in STATES:
-        assert states == STATES[fault]
-        assert len({job["number"] for job in jobs}) == (1 if fault == "requeued" else 2)
+    step = f"results/shapes/15/ce/seed{seed}/step0"
+    log = (folder / "struck" / step / "logs" / "train.log").read_text()
+    for words in BEGINS[seed]:
+        assert words.format(step=step) in log
+    if seed in STATES:
+        assert states == STATES[seed]
+        # A job that is requeued keeps its number.
+        numbers = len(states) - states.count("REQUEUED")
+        assert len({job["number"] for job in jobs}) == numbers
+        assert SAID.get(seed, "").format(step=step) in said
     else:
         assert len(states) > 1
         assert states[-1] == "COMPLETED"
-        # Snakemake prints a failed attempt's log, and removes it before the next one. On a busy
-        # machine a job may start too late to leave by itself.
+        # On a busy machine a job may start too late to leave by itself.
         assert "stopped by the time limit after iteration" in said or "TIMEOUT" in states
-    model = f"results/shapes/15/ce/seed{seed}/step0/model.safetensors"
+    model = f"{step}/model.safetensors"
     assert (folder / "struck" / model).read_bytes() == (folder / "undisturbed" / model).read_bytes()
+
+
+def test_a_damaged_model_is_named_by_the_job_that_reads_it(folder: Path) -> None:
+    found = outcome(folder, "damaged")
+    said = (folder / "damaged" / "said.txt").read_text()
+    assert found["failed"] != 0
+    steps = [f"results/shapes/15/ce/seed{seed}/step0" for seed in DAMAGE]
+    flipped, truncated = (f"{step}/model.safetensors" for step in steps)
+    assert f"error: {flipped} is damaged: its checksum differs; delete it and start" in said
+    assert f"error: {truncated} is damaged or not a safetensors file" in said
+    assert {f"rm {flipped}", f"rm {truncated}"} == set(found["commands"])
+    assert found["status"] == 0, said
+    assert found["evaluated"] == [True, True]
+    failed, done = ["FAILED", "FAILED"], ["COMPLETED"] * 4
+    assert sorted(job["state"] for job in found["jobs"]) == sorted([*failed, *done])
+    for model in (flipped, truncated):
+        ours, theirs = (folder / name / model for name in ("damaged", "undisturbed"))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_snakemake_killed_interrupted_and_terminated_and_started_again(folder: Path) -> None:
