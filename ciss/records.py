@@ -5,6 +5,10 @@ the file's path and time. That is lost when ``results/`` is copied, or used by a
 ``records.json`` in each folder of the results holds those notes, and of each file its size, time
 and SHA-256. ``keep`` writes it from Snakemake's notes; ``adopt`` gives Snakemake the notes that it
 lacks, for files that are what their record says, and gives these their times back.
+
+Both run whenever Snakemake begins, so they must be quick where nothing has changed: a folder whose
+files, notes and records were found to agree is not looked into again while all of their times and
+sizes stay.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ import hashlib
 import json
 import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciss.files import write_text
 
@@ -36,13 +40,17 @@ def keep(results: Path, snakemake_folder: Path) -> None:
     Only of files that are still those which Snakemake saw: their time tells. Content is read of
     files that are new since the last call.
     """
-    found: dict[Path, dict[str, _Record]] = {}
-    for path, note in _notes(results, snakemake_folder):
-        found.setdefault(path.parent, {})[path.name] = note
-    for folder, notes in found.items():
+    settled = _settled(snakemake_folder)
+    for place, files in _notes(results, snakemake_folder).items():
+        if _is_settled(settled, place, files):
+            continue
+        folder = Path(place)
         known = _read(folder)
         records = {name: record for name, record in known.items() if (folder / name).exists()}
-        for name, note in notes.items():
+        for name, note_file in files.items():
+            note = _load(note_file.path)
+            if not isinstance(note.get("endtime"), float):
+                continue
             with suppress(FileNotFoundError):
                 stat = (folder / name).stat()
                 if not _same_time(note["endtime"], stat):
@@ -67,18 +75,36 @@ def adopt(results: Path, snakemake_folder: Path, say: Callable[[str], None]) -> 
     to Snakemake as they are.
     """
     unknown, changed = [], []
+    settled = _settled(snakemake_folder)
+    agreed = {}
+    notes = _notes(results, snakemake_folder)
     for folder in _folders(results):
-        for name, record in _read(folder).items():
+        place = str(folder)
+        files = notes.get(place, {})
+        if _is_settled(settled, place, files):
+            agreed[place] = settled[place]
+            continue
+        records = _read(folder)
+        state = _state(place, {*records, *files}, files)
+        agree = files.keys() <= records.keys()
+        for name, record in records.items():
             path = folder / name
             with suppress(OSError):
                 stat = path.stat()
                 note = _load(_note_file(snakemake_folder, path))
                 if not note or note.get("endtime") != record["made"]["endtime"]:
+                    agree = False
                     if note and _same_time(note.get("endtime", 0), stat):
                         continue  # made anew here since
                 elif _is(stat, record):
                     continue
+                agree = False
                 unknown.append((path, record, _is(stat, record)))
+        if agree:
+            agreed[place] = state
+    if agreed != {place: state for place, state in settled.items() if _below(place, results)}:
+        elsewhere = {p: state for p, state in settled.items() if not _below(p, results)}
+        _settle(snakemake_folder, elsewhere | agreed)
     to_read = [path for path, record, is_it in unknown if not is_it]
     if to_read:
         size = sum(path.stat().st_size for path in to_read)
@@ -148,10 +174,10 @@ def _write(folder: Path, records: dict[str, _Record]) -> None:
         write_text(folder / FILE, json.dumps(dict(sorted(records.items())), indent=1) + "\n")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path | str) -> dict[str, Any]:
     """Read a JSON object; empty where there is none, or no whole one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -199,17 +225,78 @@ def _note_file(snakemake_folder: Path, path: Path) -> Path:
     return folder.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
 
 
-def _notes(results: Path, snakemake_folder: Path) -> Iterator[tuple[Path, _Record]]:
-    """Yield the files under ``results`` that Snakemake has notes of, and these."""
-    folder = snakemake_folder / "metadata"
-    for file in sorted(folder.rglob("*")):
-        if file.name.startswith("@") or not file.is_file():
-            continue
-        parts = [part.removeprefix("@") for part in file.relative_to(folder).parts]
+class _NoteFile(NamedTuple):
+    """A note, not read yet."""
+
+    path: str
+    mtime_ns: int
+
+
+def _notes(results: Path, snakemake_folder: Path) -> dict[str, dict[str, _NoteFile]]:
+    """Return the notes of files under ``results``: by folder, then by the file's name."""
+    found: dict[str, dict[str, _NoteFile]] = {}
+    for name, note in _note_files(str(snakemake_folder / "metadata"), ""):
         try:
-            path = Path(urlsafe_b64decode("".join(parts)).decode())
+            path = Path(urlsafe_b64decode(name).decode())
         except ValueError:
             continue
-        note = _load(file)
-        if path.is_relative_to(results) and isinstance(note.get("endtime"), float):
-            yield path, note
+        folder = str(path.parent)
+        if _below(folder, results):
+            found.setdefault(folder, {})[path.name] = note
+    return found
+
+
+def _note_files(folder: str, begin: str) -> Iterator[tuple[str, _NoteFile]]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("@") and entry.is_dir():
+                yield from _note_files(entry.path, begin + entry.name[1:])
+            elif not entry.name.startswith("@") and entry.is_file():
+                yield begin + entry.name, _NoteFile(entry.path, entry.stat().st_mtime_ns)
+
+
+# --- Which folders need not be looked into.
+
+#: beside Snakemake's notes, since it is about these
+_SETTLED = "settled_records.json"
+
+
+def _settled(snakemake_folder: Path) -> dict[str, Any]:
+    """Return the folders that were found to agree, with their state then."""
+    return _load(snakemake_folder / _SETTLED)
+
+
+def _settle(snakemake_folder: Path, folders: dict[str, Any]) -> None:
+    # Where it cannot be written all folders are looked into each time.
+    with suppress(OSError):
+        write_text(snakemake_folder / _SETTLED, json.dumps(folders, separators=(",", ":")))
+
+
+def _is_settled(settled: dict[str, Any], folder: str, notes: dict[str, _NoteFile]) -> bool:
+    try:
+        known = settled[folder]
+        names = known["files"].keys()
+        return notes.keys() <= names and _state(folder, names, notes) == known
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _state(folder: str, names: Iterable[str], notes: dict[str, _NoteFile]) -> dict[str, Any]:
+    """Sizes and times of files, their notes and their records, as JSON keeps them."""
+    files = {
+        name: [*_size_and_time(f"{folder}/{name}"), notes[name].mtime_ns if name in notes else 0]
+        for name in names
+    }
+    return {"records": _size_and_time(f"{folder}/{FILE}"), "files": files}
+
+
+def _size_and_time(path: str) -> list[int]:
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - of thousands of files, at every start
+    except OSError:
+        return [-1, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _below(folder: str, results: Path) -> bool:
+    return folder == str(results) or folder.startswith(f"{results}{os.sep}")

@@ -24,7 +24,7 @@ rule evaluate:
             {
                 "crop": settings_of(wildcards)["recipe"]["crop"],
                 "mode": settings_of(wildcards)["evaluation"]["mode"],
-                "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
+                "images": evaluated_images(wildcards.dataset),
             }
         ),
         data=dataset_state,

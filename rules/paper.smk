@@ -180,7 +180,7 @@ rule prediction_figure:
                 "steps": examples.shown_steps(scenario_drawn(wildcards).n_steps),
                 "crop": settings_drawn(wildcards)["recipe"]["crop"],
                 "mode": settings_drawn(wildcards)["evaluation"]["mode"],
-                "images": ciss.config.evaluated_images(CONFIG, wildcards.dataset),
+                "images": evaluated_images(wildcards.dataset),
             }
         ),
         folder=lambda wildcards, output: str(Path(output.pdf).parent),

@@ -172,3 +172,68 @@ def test_a_file_that_holds_no_records_is_no_obstacle(home: Path, content: str) -
     assert adopt()[0] == []
     keep()
     assert "split.csv" in json.loads(Path("results/voc/15/records.json").read_text())
+
+
+MODEL = "results/voc/15/ce/seed1/step0/model.safetensors"
+
+
+def settle() -> None:
+    """Begin twice: the second time finds nothing to do."""
+    for _ in range(2):
+        keep()
+        assert adopt() == ([], [])
+
+
+def test_folders_that_agreed_are_not_looked_into_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle()
+    monkeypatch.setattr(records, "_read", lambda folder: pytest.fail(f"looked into {folder}"))
+    keep()
+    assert adopt() == ([], [])
+
+
+def test_what_changes_in_a_folder_that_agreed_is_seen(home: Path) -> None:
+    model, record = Path(MODEL), Path(MODEL).with_name(records.FILE)
+    settle()
+    time = model.stat().st_mtime_ns
+
+    os.utime(model)
+    adopt()
+    assert model.stat().st_mtime_ns == time, "a touched file got its time back"
+
+    settle()
+    note_file(MODEL).unlink()
+    adopt()
+    assert note_file(MODEL).is_file(), "a lost note came back"
+
+    settle()
+    before = record.read_text()
+    record.unlink()
+    keep()
+    assert json.loads(record.read_text()) == json.loads(before), "a lost record came back"
+
+    settle()
+    write(MODEL, "another model", inputs=[])
+    keep()
+    assert json.loads(record.read_text())[model.name]["size"] == len("another model")
+
+    settle()
+    model.write_text("damaged model")
+    os.utime(model, ns=(time, time))
+    assert adopt()[0] == [MODEL]
+    assert adopt()[0] == [MODEL], "it is said each time"
+
+    model.unlink()
+    keep()
+    assert json.loads(record.read_text()) == {}
+
+
+def test_a_damaged_list_of_folders_that_agreed_is_made_anew(home: Path) -> None:
+    settle()
+    known = Path(".snakemake", records._SETTLED)
+    before = json.loads(known.read_text())
+    assert len(before) == 2
+    known.write_text('{"results/voc/15": [1]}')
+    settle()
+    assert json.loads(known.read_text()) == before
