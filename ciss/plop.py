@@ -64,7 +64,7 @@ def old_predictions(teacher_logits: Upsampled, n_outputs: int) -> tuple[Tensor, 
     def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
         probabilities = logits.softmax(dim=1)
         mean = -(probabilities * (probabilities + 1e-8).log()).mean(dim=1)
-        return mean / math.log(n_old) / math.log(n_outputs), probabilities.argmax(dim=1)
+        return mean / math.log(n_old) / math.log(n_outputs), probabilities.max(dim=1).indices
 
     uncertainty, predicted = pixel_maps(predict, teacher_logits)
     return uncertainty, predicted

@@ -6,9 +6,10 @@ end of a step (its *statistics*) travels to the next step, where it weighs how f
 move from the value θ' that it had: penalty = importance · Σ weight · (θ − θ')², summed over the
 parameters that exist in both networks.
 
-All trainable parameters are handled as one vector [P] in the network's order: a few kernels an
-iteration instead of a few for each tensor, all state on the network's device, and no copy to the
-host.
+All trainable parameters are handled as one vector [P] in the network's order, all state on the
+network's device, with no copy to the host. An iteration goes through it part by part: a GPU gets
+fewer kernels than there are tensors, and a CPU no new memory of the network's size, whose pages
+would take longer to come by than the sums.
 """
 
 from __future__ import annotations
@@ -27,14 +28,36 @@ from ciss.methods.ft import FineTuning
 FISHER_UPDATE = 0.9
 
 
+#: values in a part: what a CPU's allocator keeps for the next; a GPU wants work for each kernel
+PART = {"cpu": 2**21, "cuda": 2**24}
+
+
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable parameters by name, in the network's order."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """Concatenate all values into one vector [P]."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    """Concatenate all values into one vector [P]; that of a single tensor is the tensor's own."""
+    vectors = [tensor.reshape(-1) for tensor in tensors]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+
+def parts(parameters: Iterable[nn.Parameter]) -> list[tuple[slice, list[nn.Parameter]]]:
+    """Cut the vector into parts of whole tensors, about ``PART`` values each or one tensor."""
+    found: list[tuple[slice, list[nn.Parameter]]] = []
+    begin, members = 0, list[nn.Parameter]()
+    for parameter in parameters:
+        end = begin + sum(member.numel() for member in members)
+        most = PART.get(parameter.device.type, PART["cpu"])
+        if members and end - begin + parameter.numel() > most:
+            found.append((slice(begin, end), members))
+            begin, members = end, []
+        members = [*members, parameter]
+    if members:
+        end = begin + sum(member.numel() for member in members)
+        found.append((slice(begin, end), members))
+    return found
 
 
 def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,9 +109,15 @@ class Importance:
         """Return the state before the first iteration of a step, where θ is ``parameters``."""
         raise NotImplementedError
 
-    def update(self, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
-        """See one iteration; ``gradient`` is 0 where it was not ``finite`` (scalar bool)."""
+    def update(self, part: slice, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
+        """See a part of the vector in one iteration.
+
+        ``gradient`` is 0 where the whole was not ``finite`` (scalar bool).
+        """
         raise NotImplementedError
+
+    def advance(self) -> None:
+        """Take note that all parts of an iteration were seen."""
 
     def record(self, parameters: Tensor) -> dict[str, Tensor]:
         """Return the statistics [P] by name once training has ended at θ = ``parameters``."""
@@ -101,9 +130,9 @@ class Importance:
             return ones
         return torch.where(self.history.known, self.history.statistics["fisher"], ones)
 
-    def _update_fisher(self, gradient: Tensor, finite: Tensor) -> None:
+    def _update_fisher(self, part: slice, gradient: Tensor, finite: Tensor) -> None:
         rate = finite.to(gradient.dtype) * FISHER_UPDATE
-        self.state["fisher"].lerp_(gradient.square(), rate)
+        self.state["fisher"][part].lerp_(gradient.square(), rate)
 
 
 class Fisher(Importance):
@@ -116,9 +145,9 @@ class Fisher(Importance):
         """The Fisher information so far; it continues from the unnormalised one."""
         return {"fisher": self._initial_fisher(parameters)}
 
-    def update(self, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
+    def update(self, part: slice, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
         """F ← 0.9 g² + 0.1 F."""
-        self._update_fisher(gradient, finite)
+        self._update_fisher(part, gradient, finite)
 
     def record(self, parameters: Tensor) -> dict[str, Tensor]:
         """The Fisher information."""
@@ -145,11 +174,11 @@ class PathIntegral(Importance):
         last = parameters.clone()
         return {"path": torch.zeros_like(last), "last": last, "start": start}
 
-    def update(self, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
+    def update(self, part: slice, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
         """ω ← ω + g·(θ_last − θ)."""
-        state = self.state
-        state["path"].addcmul_(gradient, state["last"] - parameters)
-        state["last"].copy_(parameters)
+        path, last = self.state["path"][part], self.state["last"][part]
+        path.addcmul_(gradient, last - parameters)
+        last.copy_(parameters)
 
     def record(self, parameters: Tensor) -> dict[str, Tensor]:
         """The accumulated score."""
@@ -180,16 +209,19 @@ class RiemannianWalk(Importance):
             "iterations": torch.zeros((), dtype=torch.int64),
         }
 
-    def update(self, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
+    def update(self, part: slice, parameters: Tensor, gradient: Tensor, finite: Tensor) -> None:
         """Update the score with the Fisher information so far, then that."""
-        state = self.state
-        if int(state["iterations"]) % self.options["interval"] == 0:
-            moved = parameters - state["last"]
-            distance = 0.5 * state["fisher"] * moved.square() + self.damping
-            state["score"].sub_(gradient * moved / distance)
-            state["last"].copy_(parameters)
-        state["iterations"] += 1
-        self._update_fisher(gradient, finite)
+        if int(self.state["iterations"]) % self.options["interval"] == 0:
+            fisher, score, last = (self.state[name][part] for name in ("fisher", "score", "last"))
+            moved = parameters - last
+            distance = 0.5 * fisher * moved.square() + self.damping
+            score.sub_(gradient * moved / distance)
+            last.copy_(parameters)
+        self._update_fisher(part, gradient, finite)
+
+    def advance(self) -> None:
+        """Count the iterations."""
+        self.state["iterations"] += 1
 
     def record(self, parameters: Tensor) -> dict[str, Tensor]:
         """The Fisher information and the averaged score."""
@@ -239,23 +271,31 @@ class Regularised(FineTuning):
         """Let every recorder see the parameters and the gradient of the loss."""
         recorders = self._begin(network)
         parameters = list(trainable(network).values())
+        gradients = [p.grad for p in parameters if p.grad is not None]
         with torch.no_grad():
-            gradient = flatten(
-                torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
-            )
-            finite = gradient.isfinite().all()
-            gradient = torch.where(finite, gradient, torch.zeros_like(gradient))
-            values = flatten(parameters)
+            # The sum of all magnitudes is finite where each is.
+            finite = nn.utils.get_total_norm(gradients, norm_type=1).isfinite()
+            for part, members in parts(parameters):
+                gradient = flatten(
+                    torch.zeros_like(p) if p.grad is None else p.grad for p in members
+                ).masked_fill(~finite, 0)
+                values = flatten(members)
+                for recorder in recorders:
+                    recorder.update(part, values, gradient, finite)
             for recorder in recorders:
-                recorder.update(values, gradient, finite)
+                recorder.advance()
 
     def penalty(self, network: nn.Module) -> Tensor | None:
         """λ · Σ weight · (θ − θ')² over all recorders with a history."""
         histories = [r.history for r in self._begin(network) if r.history is not None]
         if not histories:
             return None
-        parameters = flatten(trainable(network).values())
-        sums = [(h.weight * (parameters - h.parameters).square()).sum() for h in histories]
+        sums = []
+        for part, members in parts(trainable(network).values()):
+            values = flatten(members)
+            for history in histories:
+                moved = values - history.parameters[part]
+                sums.append((history.weight[part] * moved.square()).sum())
         return self.options["importance"] * torch.stack(sums).sum()
 
     def importances(self, network: nn.Module) -> dict[str, Tensor]:

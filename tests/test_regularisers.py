@@ -11,7 +11,7 @@ import torch
 from helpers import golden_cases, load_case, relative_difference
 from torch import Tensor, nn
 
-from ciss import methods
+from ciss import methods, regularisers
 from ciss.errors import CissError
 from ciss.regularisers import Regularised, min_max, trainable
 
@@ -53,8 +53,12 @@ def finish(network: nn.Module, arrays: Mapping[str, np.ndarray], step: int) -> N
         parameter.data = torch.from_numpy(final[name].copy())
 
 
+@pytest.mark.parametrize("part", [2**21, 20], ids=["in one part", "in parts"])
 @pytest.mark.parametrize("case", golden_cases("3_regularizers"))
-def test_two_steps_match_published(case: dict[str, Any]) -> None:
+def test_two_steps_match_published(
+    case: dict[str, Any], part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(regularisers.PART, "cpu", part)
     arrays, hyper = load_case(case), case["hyperparameters"]
     name, classes = hyper["method"], hyper["classes_per_step"]
     options: dict[str, Any] = {"importance": 1.0, "normalise": hyper["normalize"]}
@@ -221,3 +225,16 @@ def test_importances_of_another_run_are_refused() -> None:
     method.load_importances({}, dict(network.named_parameters()))
     with pytest.raises(CissError, match=r"ewc/fisher/body\.weight"):
         method.penalty(network)
+
+
+def test_parts_are_of_whole_tensors_and_cover_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(regularisers.PART, "cpu", 20)
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (5, 15, 1, 50, 2, 3)]
+    found = regularisers.parts(parameters)
+    assert [part for part, _ in found] == [
+        slice(0, 20),
+        slice(20, 21),
+        slice(21, 71),
+        slice(71, 76),
+    ]
+    assert [p for _, members in found for p in members] == parameters
