@@ -37,7 +37,16 @@ from benchmarks.table import (
 )
 
 #: modules of this folder with a function ``rows``, in the order of the table
-BENCHMARKS = ("data", "input", "losses")
+BENCHMARKS = (
+    "data",
+    "input",
+    "training",
+    "losses",
+    "attribution",
+    "evaluation",
+    "transfer",
+    "workflow",
+)
 
 #: what ``benchmarks/gpu.py`` measures
 GPU_GROUP = "GPU"

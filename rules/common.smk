@@ -7,6 +7,7 @@
 
 import gc
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -30,7 +31,6 @@ from ciss import examples, experiments, methods, paths, photos
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
 from ciss.scenarios import parse_base_name
-
 
 # A plan is a million objects that stay. Looking through them for garbage again and again, as Python
 # does by default, takes a quarter of the time that planning does.
@@ -232,3 +232,13 @@ def keepers():
 
 
 KEEPERS = f"({keepers()})(_[a-z0-9-]+)?"
+
+
+def remember_signatures():
+    """Note on the functions of all rules which arguments they take: Snakemake looks for every job."""
+    for one in workflow.rules:
+        # A function that finds files is wrapped as the file that it stands for.
+        inputs = [getattr(file, "_file", file) for file in one.input]
+        inputs = [getattr(file, "callable", file) for file in inputs]
+        for function in filter(inspect.isfunction, [*inputs, *one.params]):
+            function.__signature__ = inspect.signature(function)

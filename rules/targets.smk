@@ -2,8 +2,6 @@
 # experiment that the command line names. `snakemake --list` shows them. Comes last: a word on the
 # command line that is neither an experiment nor a rule is an error.
 
-import inspect
-
 
 # Never run: plan.smk ends before.
 rule plan:
@@ -60,16 +58,6 @@ for target_name, (chosen, seeds) in REPORTS.items():
     workflow.get_rule(target_name).docstring = (
         f"{what}, seeds {', '.join(map(str, seeds))}"
     )
-
-
-def remember_signatures():
-    """Note on each function of a rule which arguments it takes: Snakemake looks for every job."""
-    for rule in workflow.rules:
-        # A function that finds files is wrapped as the file that it stands for.
-        inputs = [getattr(file, "_file", file) for file in rule.input]
-        inputs = [getattr(file, "callable", file) for file in inputs]
-        for function in filter(inspect.isfunction, [*inputs, *rule.params]):
-            function.__signature__ = inspect.signature(function)
 
 
 remember_signatures()

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import table
+from benchmarks import networks, table, workflow
 from benchmarks.__main__ import BENCHMARKS, GPU_ROWS, gpu_rows
 from benchmarks.given import Given, given
 from benchmarks.table import Row
+from ciss.models import SegmentationNetwork
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,16 @@ def tiny() -> Iterator[Given]:
         yield what
 
 
+def rows_of(name: str, tiny: Given) -> list[Row]:
+    module = importlib.import_module(f"benchmarks.{name}")
+    if name == "workflow":  # the rest of it starts Snakemake ten times
+        return list(module.first_batch(tiny, networks.TINY, 32, 4))
+    return list(module.rows(tiny))
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_each_benchmark_makes_rows(name: str, tiny: Given) -> None:
-    rows = list(importlib.import_module(f"benchmarks.{name}").rows(tiny))
+    rows = rows_of(name, tiny)
     assert rows
     assert all(row.ours > 0 and row.rounds >= 1 for row in rows)
     for row in rows:
@@ -36,6 +45,29 @@ def test_each_benchmark_makes_rows(name: str, tiny: Given) -> None:
             faster = row.unit.endswith("/s")
             quotient = row.ours / row.published if faster else row.published / row.ours
             assert row.ratio == pytest.approx(quotient)
+
+
+@pytest.mark.workflow
+def test_a_finished_project_has_nothing_to_do(tmp_path: Path) -> None:
+    (tmp_path / "Floor").write_text(workflow.FLOOR % 2)
+    project = workflow.Project(tmp_path / "floor", tmp_path / "Floor", "all")
+    assert project.finish() == 10
+
+
+@pytest.mark.workflow
+def test_data_that_are_written_for_a_plan_are_complete(tmp_path: Path) -> None:
+    options = workflow.write_data(tmp_path / "data", dict.fromkeys(workflow.SIZES, (3, 2)))
+    target = "cityscapes_14-5_ft"
+    project = workflow.Project(tmp_path / "p", REPOSITORY / "Snakefile", target, *options)
+    said = project.snakemake("--dry-run")
+    assert "train_step" in said
+    assert "Warning" not in said
+
+
+def without_new_classes(network: SegmentationNetwork) -> SegmentationNetwork:
+    with torch.no_grad():
+        network.classifiers[-1].weight.zero_()
+    return network
 
 
 def changed(name: str, attribute: str, change: Callable[[Any], Any]) -> Any:
@@ -49,6 +81,10 @@ def changed(name: str, attribute: str, change: Callable[[Any], Any]) -> Any:
         changed("data", "published", lambda lists: [*lists[:-1], ([], [])]),
         changed("input", "crop_and_flip", lambda pair: (pair[0], pair[1] ^ 1)),
         changed("losses", "published", lambda loss: 1.001 * loss),
+        changed("training", "_flat", lambda values: values + torch.rand(1)),
+        changed("attribution", "published", lambda chosen: ~chosen),
+        changed("evaluation", "confusion_matrix", lambda counts: counts.T.copy()),
+        changed("transfer", "ours", without_new_classes),
     ],
 )
 def test_ways_that_differ_are_not_timed(

@@ -1,0 +1,41 @@
+"""Networks that benchmarks work on: drawn from a seed, with statistics that are not the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.reference.losses import VOID
+from ciss.models import NetworkConfig, SegmentationNetwork, initialise
+
+#: for the tests
+TINY = NetworkConfig(backbone="resnet18", width=8, head_channels=16, pooling=4)
+
+
+def drawn(
+    config: NetworkConfig, classes_per_step: Sequence[int], seed: int = 0
+) -> SegmentationNetwork:
+    """Draw a network, in evaluation mode, and let batch norm see some images."""
+    network = SegmentationNetwork(config, classes_per_step)
+    initialise(network, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        network.train()(torch.randn(2, 3, 64, 64, generator=generator))
+    return network.eval()
+
+
+def images(batch: int, crop: int, seed: int = 0) -> Tensor:
+    """Random network inputs, float32 [B, 3, H, W]."""
+    return torch.randn(batch, 3, crop, crop, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(batch: int, crop: int, new: range, seed: int = 0) -> Tensor:
+    """Labels as a step shows them, int64 [B, H, W]: background, new classes in blocks, void."""
+    generator = torch.Generator().manual_seed(seed)
+    side = max(crop // 16, 1)
+    classes = torch.randint(new.start, new.stop, (batch, side, side), generator=generator)
+    kind = torch.rand(batch, side, side, generator=generator)
+    cells = torch.where(kind < 0.6, 0, torch.where(kind < 0.95, classes, VOID))
+    return cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :crop, :crop].contiguous()

@@ -1,0 +1,138 @@
+"""A training iteration as class-incremental code bases write it.
+
+All logits are upsampled at once, for student and teacher; importances of parameters are kept and
+updated tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.reference import losses
+from ciss.models import SegmentationNetwork
+from ciss.models.network import NetworkOutput
+
+#: methods that hold parameters by importances, by the statistics that these are made of
+STATISTICS = {"ewc": ("fisher",), "pi": ("score",), "rw": ("fisher", "score")}
+WITH_TEACHER = ("lwf", "lwf-mc", "ilt", "mib", "plop")
+#: θ of the statistics below may be 0 apart
+DAMPING = 1e-8
+
+
+class Importances:
+    """Penalty on moved parameters, and what the next step's penalty is made of."""
+
+    def __init__(
+        self, kind: str, network: SegmentationNetwork, before: Mapping[str, Tensor], old: Mapping
+    ) -> None:
+        self.kind = kind
+        self.old = dict(old)
+        self.weights = {}
+        for name in self.old:
+            scaled = []
+            for statistic in STATISTICS[kind]:
+                values = before[f"{kind}/{statistic}/{name}"]
+                low, high = values.min(), values.max()
+                scaled.append((values - low) / (high - low + 1e-8))
+            self.weights[name] = sum(scaled)
+        parameters = {name: p.detach() for name, p in network.named_parameters()}
+        self.fisher = {
+            name: before[f"{kind}/fisher/{name}"].clone()
+            if "fisher" in STATISTICS[kind] and name in self.old
+            else torch.ones_like(p)
+            for name, p in parameters.items()
+        }
+        self.path = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.last = {name: p.clone() for name, p in parameters.items()}
+        self.iteration = 0
+
+    @torch.no_grad()
+    def update(self, network: SegmentationNetwork) -> None:
+        """See the loss's gradients."""
+        for name, p in network.named_parameters():
+            assert p.grad is not None
+            if self.kind == "pi":
+                self.path[name] += p.grad * (self.last[name] - p)
+                self.last[name] = p.detach().clone()
+                continue
+            if self.kind == "rw" and self.iteration % 10 == 0:
+                moved = p - self.last[name]
+                distance = 0.5 * self.fisher[name] * moved**2 + DAMPING
+                self.path[name] -= p.grad * moved / distance
+                self.last[name] = p.detach().clone()
+            self.fisher[name] = 0.9 * p.grad**2 + 0.1 * self.fisher[name]
+        self.iteration += 1
+
+    def penalty(self, network: SegmentationNetwork) -> Tensor:
+        total = torch.zeros(())
+        for name, p in network.named_parameters():
+            if name in self.old:
+                total = total + (self.weights[name] * (p - self.old[name]) ** 2).sum()
+        return 100 * total
+
+
+class Training:
+    """Student, teacher and optimiser of a step after 0."""
+
+    def __init__(
+        self,
+        name: str,
+        network: SegmentationNetwork,
+        teacher: SegmentationNetwork,
+        lr: float,
+        importances: Mapping[str, Tensor],
+    ) -> None:
+        self.name, self.network, self.teacher = name, network.train(), teacher.eval()
+        self.optimiser = torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4, nesterov=True
+        )
+        self.held: Importances | None = None
+        if name in STATISTICS:
+            old = {key: p.detach().clone() for key, p in teacher.named_parameters()}
+            self.held = Importances(name, network, importances, old)
+
+    def update(self, images: Tensor, labels: Tensor) -> float:
+        """Train on one batch; returns the loss without the penalty."""
+        self.optimiser.zero_grad()
+        student = self.network(images)
+        teacher = None
+        if self.name in WITH_TEACHER:
+            with torch.no_grad():
+                teacher = self.teacher(images)
+        loss = torch.stack([*self.terms(student, teacher, labels).values()]).sum()
+        loss.backward()
+        if self.held is not None:
+            self.held.update(self.network)
+            self.held.penalty(self.network).backward()
+        self.optimiser.step()
+        return loss.item()
+
+    def terms(
+        self, student: NetworkOutput, teacher: NetworkOutput | None, labels: Tensor
+    ) -> losses.Terms:
+        n_old = self.teacher.n_classes
+        if teacher is None:
+            return losses.ft(student.small_logits, student.small_logits, labels, n_old)
+        name = "lwf" if self.name == "ilt" else self.name
+        found = losses.LOSSES[name](student.small_logits, teacher.small_logits, labels, n_old)
+        if self.name == "ilt":
+            found["features"] = 100 * F.mse_loss(student.body, teacher.body)
+        if self.name == "plop":
+            found["pod"] = self.pod(student, teacher)
+        return found
+
+    def pod(self, student: NetworkOutput, teacher: NetworkOutput) -> Tensor:
+        n_old, n_all = self.teacher.n_classes, self.network.n_classes
+        ours, its = [*student.attentions, student.pre_logits], [*teacher.attentions]
+        its.append(teacher.pre_logits)
+        found = [0.01 * losses.local_pod(a, b) for a, b in zip(ours, its, strict=True)]
+        # New classes count as what the teacher takes them for, background.
+        folded = student.small_logits[:, :n_old].clone()
+        folded[:, 0] = folded[:, 0] + student.small_logits[:, n_old:].sum(dim=1)
+        found.append(0.0005 * losses.local_pod(folded, teacher.small_logits))
+        return math.sqrt(n_all / (n_all - n_old)) * torch.stack(found).mean()

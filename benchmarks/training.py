@@ -1,0 +1,154 @@
+"""One training iteration of each method, as published and here.
+
+    python benchmarks/training.py --backbone resnet50 --crop 512 --methods mib plop
+
+Forward pass of student and teacher, losses, backward pass, optimiser's step; the same network,
+batch and precision. After an iteration both must have the same loss and the same parameters. The
+larger the network, the less of an iteration the losses are: on a CPU a small one is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import networks
+from benchmarks.given import Given
+from benchmarks.losses import CLASSES
+from benchmarks.reference import training as reference
+from benchmarks.table import Row, alternate, compared, plain
+from ciss import methods
+from ciss.models import NetworkConfig, SegmentationNetwork
+from ciss.models.network import widened
+from ciss.runtime import keep_memory
+from ciss.training import Recipe, Training
+
+GROUP = "One training iteration"
+LR = 1e-3
+
+
+class Step(NamedTuple):
+    """What a step begins with, and a batch of it."""
+
+    network: SegmentationNetwork
+    teacher: SegmentationNetwork
+    importances: dict[str, Tensor]
+    images: Tensor
+    labels: Tensor
+
+
+def begin(config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int) -> Step:
+    """Draw a step's networks and a batch; ``classes``: old and new outputs."""
+    n_old, n_new = classes
+    keep_memory()  # as every job does on a CPU
+    teacher = networks.drawn(config, [n_old])
+    network = widened(teacher, n_new, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    importances = {
+        f"{kind}/{statistic}/{name}": torch.rand(p.shape, generator=generator)
+        for kind, statistics in reference.STATISTICS.items()
+        for statistic in statistics
+        for name, p in teacher.named_parameters()
+    }
+    labels = networks.labels(batch, crop, range(n_old, n_old + n_new))
+    return Step(network, teacher, importances, networks.images(batch, crop), labels)
+
+
+def ours(name: str, step: Step) -> Training:
+    n_old = step.teacher.n_classes
+    method = methods.create(name, {}, n_old, step.network.n_classes - n_old)
+    method.load_importances(step.importances, dict(step.teacher.named_parameters()))
+    method.load_state_dict({"thresholds": torch.full((n_old,), 0.002)} if name == "plop" else {})
+    recipe = Recipe(epochs=1, lr=LR, batch=len(step.images), crop=step.images.shape[2])
+    network, teacher = copy.deepcopy(step.network), copy.deepcopy(step.teacher)
+    # Few of many iterations: the learning rate hardly falls.
+    return Training(network, teacher, method, recipe, 10**6, torch.device("cpu"))
+
+
+def published(name: str, step: Step) -> reference.Training:
+    network, teacher = copy.deepcopy(step.network), copy.deepcopy(step.teacher)
+    return reference.Training(name, network, teacher, LR, step.importances)
+
+
+def check(name: str, step: Step, mine: Training, theirs: reference.Training) -> None:
+    """Train both on the batch once; end where loss or parameters differ."""
+    terms, _ = mine.update(step.images, step.labels)
+    loss = float(sum(term for key, term in terms.items() if key != "penalty"))
+    expected = theirs.update(step.images, step.labels)
+    before = _flat(step.network)
+    moved, expected_move = _flat(mine.network) - before, _flat(theirs.network) - before
+    difference = float((moved - expected_move).norm() / expected_move.norm())
+    if abs(loss - expected) > 1e-4 * abs(expected) or difference > 1e-3:
+        raise SystemExit(f"{name}: {loss} and {expected} differ, parameters by {difference:.1e}")
+
+
+def _flat(network: SegmentationNetwork) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+def measure(name: str, step: Step, rounds: int) -> Row:
+    """Time an iteration of a method."""
+    mine, theirs = ours(name, step), published(name, step)
+    check(name, step, mine, theirs)
+    times = alternate(
+        {
+            "published": lambda: theirs.update(step.images, step.labels),
+            "ours": lambda: mine.update(step.images, step.labels),
+        },
+        rounds,
+        warm_up=False,
+    )
+    batch, crop = len(step.images), step.images.shape[2]
+    old, new = step.network.classes_per_step
+    return compared(
+        GROUP,
+        f"{name}, {old} + {new} classes",
+        "ms",
+        times["published"],
+        times["ours"],
+        scale=1000,
+        note=f"Iteration: {step.network.config.backbone}, batch {batch}, crop {crop}, float32.",
+    )
+
+
+def rows(what: Given) -> Iterator[Row]:
+    """All methods with VOC 15-5's classes, MiB also with ADE 100-50's."""
+    torch.set_num_threads(1)
+    config = networks.TINY if what.tiny else NetworkConfig("resnet18")
+    batch, crop = (2, 64) if what.tiny else (2, 256)
+    step = begin(config, (16, 5), batch, crop)
+    for name in methods.names():
+        if name in (*reference.WITH_TEACHER, *reference.STATISTICS, "ft"):
+            yield measure(name, step, what.rounds)
+    yield measure("mib", begin(config, CLASSES["ade"], batch, crop), what.rounds)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    old, new = arguments.classes
+    step = begin(NetworkConfig(arguments.backbone), (old, new), arguments.batch, arguments.crop)
+    print(plain([measure(name, step, arguments.rounds) for name in arguments.methods]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    everything = ["ft", *reference.WITH_TEACHER, *reference.STATISTICS]
+    parser.add_argument("--methods", nargs="+", default=everything)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--classes", nargs=2, type=int, default=(16, 5), help="old and new outputs")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    main(parser.parse_args())
