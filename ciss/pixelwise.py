@@ -64,15 +64,26 @@ def pixel_means(
     """
 
     def sums(maps: Tensor, images: slice, rows: slice) -> dict[str, Tensor]:
-        ours = Upsampled(maps, student.size).block(images, rows)
+        ours = Upsampled(maps, student.size).block(slice(None), rows)
         its = None if teacher is None else teacher.block(images, rows)
         more = [other[images, rows] for other in others]
         found = per_pixel(labels[images, rows], ours, its, *more)
         return {name: values.sum() for name, values in found.items()}
 
+    places = list(_blocks(student))
+    # Cut once: each block's gradient is then of its images alone, not of a whole batch of zeros.
+    together = places[0][0].stop
+    pieces = student.maps.split(together)
     parts = [
-        checkpoint(sums, student.maps, *place, use_reentrant=False, preserve_rng_state=False)
-        for place in _blocks(student)
+        checkpoint(
+            sums,
+            pieces[images.start // together],
+            images,
+            rows,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for images, rows in places
     ]
     return {
         name: torch.stack([part[name] for part in parts]).sum() / labels.numel()

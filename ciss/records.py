@@ -237,12 +237,12 @@ def _notes(results: Path, snakemake_folder: Path) -> dict[str, dict[str, _NoteFi
     found: dict[str, dict[str, _NoteFile]] = {}
     for name, note in _note_files(str(snakemake_folder / "metadata"), ""):
         try:
-            path = Path(urlsafe_b64decode(name).decode())
+            path = os.path.normpath(urlsafe_b64decode(name).decode())
         except ValueError:
             continue
-        folder = str(path.parent)
+        folder, _, name = path.rpartition(os.sep)
         if _below(folder, results):
-            found.setdefault(folder, {})[path.name] = note
+            found.setdefault(folder, {})[name] = note
     return found
 
 

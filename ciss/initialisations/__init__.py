@@ -36,6 +36,7 @@ class Description:
 
 
 @cache
+@cache
 def names() -> tuple[str, ...]:
     """Names of all initialisations."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))

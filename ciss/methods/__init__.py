@@ -46,10 +46,11 @@ class Description:
     keeps_importances: bool
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """Names of all methods, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base")
+    return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
 
 
 @cache
