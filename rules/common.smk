@@ -125,7 +125,8 @@ def program(script):
     python = (
         "python" if workflow.deployment_settings.deployment_method else sys.executable
     )
-    return lambda wildcards, threads: [
+    # `output` keeps it from being compared just as `threads` does, but costs no look at resources.
+    return lambda wildcards, output: [
         python,
         f"{workflow.basedir}/workflow_scripts/{script}",
     ]
