@@ -33,6 +33,7 @@ from benchmarks.table import Row, alternate, compared, cpu_seconds, plain, wall_
 from ciss import methods, plop
 from ciss.methods.base import Batch
 from ciss.pixelwise import Upsampled
+from ciss.runtime import keep_memory
 
 GROUP = "Losses at full resolution"
 #: old and new outputs: the last step of VOC 15-1 and of ADE 100-50
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_memory()  # as every job does on a CPU
     given = arguments.classes
     chosen = [tuple(map(int, given))] if given[0].isdigit() else [CLASSES[name] for name in given]
     sizes = [Sizes(each, arguments.batch, arguments.crop, arguments.device) for each in chosen]

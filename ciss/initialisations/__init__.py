@@ -36,7 +36,6 @@ class Description:
 
 
 @cache
-@cache
 def names() -> tuple[str, ...]:
     """Names of all initialisations."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
