@@ -8,6 +8,7 @@ processor's cache, and made again in the backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -38,11 +39,13 @@ class Upsampled(NamedTuple):
         if maps.shape[2:] == self.size:
             return maps[:, :, rows]
         (height, width), (tall, wide) = maps.shape[2:], self.size
-        vertical = interpolation(height, tall, maps.dtype, maps.device)[rows]
+        vertical = interpolation(height, tall, maps.dtype, maps.device)
         horizontal = interpolation(width, wide, maps.dtype, maps.device)
+        # Few of the small rows lie under a block: widened first, they are a fraction of the work.
+        below = _rows_below(rows, height, tall)
         # Autocast would round a matrix product to half precision.
         with torch.autocast(maps.device.type, enabled=False):
-            return vertical @ maps @ horizontal.T
+            return vertical[rows, below] @ (maps[:, :, below] @ horizontal.T)
 
 
 #: (labels [b, r, W], student's logits [b, N, r, W], the teacher's or None, …) -> maps [b, r, W]
@@ -130,6 +133,13 @@ def interpolation(small: int, large: int, dtype: torch.dtype, device: torch.devi
         position = position.clamp(0, small - 1)
         distance = (position[:, None] - torch.arange(small)).abs()
         return (1 - distance).clamp(min=0).to(dtype).to(device)
+
+
+def _rows_below(rows: slice, small: int, large: int) -> slice:
+    """Rows of the small maps that ``rows`` of the large ones are interpolated from."""
+    start, stop, _ = rows.indices(large)
+    first, last = ((row + 0.5) * (small / large) - 0.5 for row in (start, stop - 1))
+    return slice(max(math.floor(first), 0), math.floor(last) + 2)
 
 
 def _blocks(logits: Upsampled) -> Iterator[tuple[slice, slice]]:
