@@ -72,7 +72,8 @@ def measure(config: NetworkConfig, classes: tuple[int, int], folder: Path, round
         "s",
         times["published"],
         times["ours"],
-        note="Transfer: AWT, from the files of the step before; ours also writes the result.",
+        note="Transfer: AWT, from the files of the step before; ours also checks their checksum "
+        "and writes the result, with another checksum, to a file.",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ciss.models import NetworkConfig, SegmentationNetwork
+from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 
 
 def save(path: Path, network: SegmentationNetwork) -> None:
@@ -32,6 +32,7 @@ def widened(
     ``mask``: bool [C], channels whose background weights are added to the fresh ones.
     """
     network = SegmentationNetwork(config, classes)
+    initialise(network, seed=0)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(checkpoint["model_state"], strict=False)
     background, newest = network.classifiers[0], network.classifiers[-1]

@@ -46,7 +46,6 @@ class Description:
     keeps_importances: bool
 
 
-@cache
 def names() -> tuple[str, ...]:
     """Names of all methods, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
