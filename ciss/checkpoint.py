@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,7 +148,9 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def _check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # A sum is not finite where a value is not, and takes a tenth of the time.
+        suspect = value.is_floating_point() and not math.isfinite(value.sum())
+        if suspect and not bool(torch.isfinite(value).all()):
             raise CissError(
                 f"{path}: {name} has values that are not finite; the training diverged "
                 "(lower the learning rate, or turn mixed precision off)"
