@@ -8,6 +8,9 @@ it too, so the gradient is the same all along the path, and for the classifier's
     attribution = (x - x_zero) · w_background · (adjoint of the upsampling applied to ones)
 
 exactly. Attributions count where the label map, resized to the feature map, shows the new class.
+
+A network that tells the unknown from the background (SSUL) has its new classes in the unknown so
+far: there, the unknown's classifier takes the background's place.
 """
 
 from __future__ import annotations
@@ -219,30 +222,34 @@ def _on_cpu(attribution: Attribution | None) -> Attribution | None:
 
 
 def _closed_form_of(network: SegmentationNetwork) -> Callable[[Tensor], Tensor]:
-    w_background = network.classifiers[0].weight[0].detach()
+    w_background = network.origin.weight[0].detach()
     zeros: dict[torch.Size, Tensor] = {}
+
+    def input_of(images: Tensor) -> Tensor:
+        return network.origin_input(network.features(images).pre_logits).float()
 
     @torch.no_grad()
     def maps_of(images: Tensor) -> Tensor:
         if images.shape[1:] not in zeros:
             blank = torch.zeros_like(images[:1])
-            zeros[images.shape[1:]] = network.features(blank).pre_logits.float()
-        x = network.features(images).pre_logits.float()
+            zeros[images.shape[1:]] = input_of(blank)
+        x = input_of(images)
         return closed_form(x, zeros[images.shape[1:]], w_background, images.shape[2:])
 
     return maps_of
 
 
 class _SummedLogits(nn.Module):
-    """Upsampled outputs of the first classifier summed over pixels, [B, classes of step 0]."""
+    """Upsampled outputs of the origin's classifier summed over pixels, [B, outputs]."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
-        self.classifier = network.classifiers[0]
+        self.classifier = network.origin
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier(self.network.features(images).pre_logits)
+        pre_logits = self.network.features(images).pre_logits
+        logits = self.classifier(self.network.origin_input(pre_logits))
         return upsample(logits, images.shape[-2:]).sum(dim=(2, 3))
 
 

@@ -199,7 +199,42 @@ def scenario(config: Config, dataset_name: str, name: str) -> Scenario:
 
 def method_variant(section: Mapping[str, Any], name: str) -> Variant:
     """Resolve a method of an experiment's name; ``section`` is the ``methods`` section."""
-    return _variant(section, name, "method", methods)
+    variant = _variant(section, name, "method", methods)
+    _check_choices(f"methods.{name}", variant, methods)
+    return variant
+
+
+def base_method(config: Config, dataset: str, name: str) -> Variant:
+    """Return a method of its own objective as it trains step 0: with the options for this alone.
+
+    ``name``: of the method, or of a variant. Step 0 is shared by all scenarios with its classes, so
+    that it takes the options that hold for the data set.
+    """
+    variant = method_variant(settings(config, dataset).get("methods", {}), name)
+    wanted = methods.describe(variant.kind).base_options
+    return Variant(name, variant.kind, {option: variant.options[option] for option in wanted})
+
+
+def base_run(config: Config, dataset: str, method: Variant, where: str) -> str:
+    """Name the run of step 0 that an experiment with ``method`` starts from.
+
+    That is the method's base objective; or the name of a variant that changes options of step 0.
+    Raises ``CissError``, for the scenario ``where``, if these are set for it alone.
+    """
+    described = methods.describe(method.kind)
+    if not described.base_options:
+        return described.base_objective
+    declared = settings(config, dataset).get("methods", {})
+    own = base_method(config, dataset, method.name if method.name in declared else method.kind)
+    for option, value in own.options.items():
+        if method.options[option] != value:
+            raise CissError(
+                f"methods.{method.name}.{option} is {method.options[option]!r} for scenario "
+                f"{where} and {value!r} for the data set, but step 0 is shared by its scenarios; "
+                f"set it under datasets.{dataset}.methods"
+            )
+    plain = base_method(config, dataset, method.kind)
+    return described.base_objective if own.options == plain.options else method.name
 
 
 def method_kinds(config: Config) -> dict[str, str]:
@@ -284,14 +319,18 @@ def _check_option(key: str, value: object, default: object) -> None:
         raise CissError(f"{key} is 0; give a whole number of at least 1")
 
 
-def _check_initialisation(variant: Variant) -> None:
-    """Check what only ``ciss.transfer`` would notice, after step 0 was trained."""
-    where = f"initialisations.{variant.name}"
-    for option, choices in initialisations.describe(variant.kind).choices.items():
+def _check_choices(where: str, variant: Variant, registry: Any) -> None:
+    for option, choices in registry.describe(variant.kind).choices.items():
         if variant.options[option] not in choices:
             raise CissError(
                 f"{where}.{option}: {unknown('value', variant.options[option], choices)}"
             )
+
+
+def _check_initialisation(variant: Variant) -> None:
+    """Check what only ``ciss.transfer`` would notice, after step 0 was trained."""
+    where = f"initialisations.{variant.name}"
+    _check_choices(where, variant, initialisations)
     fraction = variant.options.get("fraction")
     if fraction is not None and (fraction == 0 or (fraction > 1 and fraction % 1)):
         raise CissError(

@@ -11,7 +11,7 @@ from ciss import distributed
 from ciss.loading import to_network_input
 from ciss.metrics import confusion_matrix
 from ciss.models import SegmentationNetwork
-from ciss.pixelwise import predict
+from ciss.models.network import NetworkOutput
 
 
 @torch.inference_mode()
@@ -34,4 +34,5 @@ def evaluate(
 
 def segment(network: SegmentationNetwork, images: Tensor) -> Tensor:
     """Label images, uint8 [B, 3, H, W] on the network's device: int64 [B, H, W]."""
-    return predict(network(to_network_input(images)).upsampled)
+    output: NetworkOutput = network(to_network_input(images))
+    return output.predicted

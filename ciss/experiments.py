@@ -17,6 +17,7 @@ from ciss import initialisations, methods
 from ciss.config import (
     Config,
     Variant,
+    base_run,
     initialisation_variant,
     method_variant,
     scenario,
@@ -34,6 +35,8 @@ class Experiment:
     scenario: Scenario
     method: Variant
     init: Variant
+    #: the run under which step 0 is kept, shared by all experiments that begin alike
+    base_run: str
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Experiment:
 
     @property
     def objective(self) -> str:
-        """The base objective, which names the shared run of step 0."""
+        """The base objective, with which step 0 is trained."""
         return methods.describe(self.method.kind).base_objective
 
     @property
@@ -64,7 +67,7 @@ class Experiment:
 
     def run_at(self, step: int) -> str:
         """The run under which the artifacts of ``step`` are kept."""
-        return self.objective if step == 0 else self.run
+        return self.base_run if step == 0 else self.run
 
 
 def parse_experiment(config: Config, name: str) -> Experiment:
@@ -86,6 +89,7 @@ def parse_experiment(config: Config, name: str) -> Experiment:
         init = initialisation_variant(
             chosen["initialisations"], parts[3] if len(parts) == 4 else default
         )
+        step_0 = base_run(config, parts[0], method, parsed.name)
     except CissError as error:
         raise CissError(f"experiment '{name}': {error}") from None
     if parsed.increment == 0 and len(parts) == 4:
@@ -93,7 +97,7 @@ def parse_experiment(config: Config, name: str) -> Experiment:
             f"experiment '{name}': offline training has no later step, so no initialisation "
             f"of new classifiers; write {'_'.join(parts[:3])}"
         )
-    return Experiment(parts[0], parsed, method, init)
+    return Experiment(parts[0], parsed, method, init, step_0)
 
 
 def parse_run(config: Config, dataset: str, scenario_name: str, run: str) -> Experiment:

@@ -25,6 +25,7 @@ from ciss.evaluation import segment
 from ciss.files import replacing
 from ciss.loading import MEAN, STD, to_network_input
 from ciss.models import SegmentationNetwork, upsample
+from ciss.models.network import merge_unknown
 
 #: version of ONNX's operators; read by ONNX Runtime from 1.14 on
 OPSET = 18
@@ -54,7 +55,11 @@ class ExportedNetwork(nn.Module):
         head = self.network.head
         features = head.joined(body, window_means(body, head.pooling))
         logits = upsample(self.network.classify(features), images.shape[-2:])
-        return logits.argmax(dim=1), logits
+        unknown = self.network.classify_unknown(features)
+        if unknown is None:
+            return logits.argmax(dim=1), logits
+        with_unknown = torch.cat([logits, upsample(unknown, images.shape[-2:])], dim=1)
+        return merge_unknown(with_unknown).argmax(dim=1), logits
 
 
 def window_means(maps: Tensor, window: int) -> Tensor:

@@ -63,6 +63,23 @@ def fingerprint(dataset: Dataset, cache: Path) -> str:
     return found
 
 
+def of_folder(folder: Path, suffix: str, cache: Path) -> str:
+    """Return a digest of the files of a folder that end in ``suffix``: their names and contents.
+
+    ``cache`` is as for ``fingerprint``. Raises ``OSError`` where the folder cannot be read.
+    """
+    names = {path.name for path in folder.iterdir() if path.suffix == suffix}
+    stats = stat_files(folder, names)
+    known = _read_cache(cache, folder)
+    hashes = _mask_hashes(folder, names, stats, known)
+    lines = "".join(f"{name}\0{hashes[name]}\n" for name in sorted(names))
+    found = blake2b(lines.encode(), digest_size=16).hexdigest()
+    settled = _settled(hashes, stats)
+    if known != settled:
+        _write_cache(cache, folder, found, settled)
+    return found
+
+
 def last_known(cache: Path) -> str | None:
     """Return the fingerprint that the last call with this ``cache`` found, if there was one."""
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -26,9 +26,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ciss.datasets.base import BACKGROUND, UNKNOWN
 from ciss.errors import CissError
 from ciss.image_cache import ImageCache
 from ciss.images import Pixels, read_pair, resize, resize_nearest
+from ciss.saliency import Mask, Saliency
 
 #: area of a training crop as a share of the image's area, and its width over its height
 SCALE = (0.5, 2.0)
@@ -69,6 +71,8 @@ class TrainingImages:
     """
 
     cache: ImageCache | None = None
+    #: what of the background is labelled ``UNKNOWN``, for methods that tell it apart
+    saliency: Saliency | None = None
 
     def __init__(
         self, root: Path, rows: pd.DataFrame, lookup: Lookup, crop: int, seed: int
@@ -89,7 +93,8 @@ class TrainingImages:
         rng = np.random.default_rng([_AUGMENTATION, self.seed, epoch, position])
         box = random_crop_box(rng, *read[1].shape)
         flip = bool(rng.random() < 0.5)
-        pixels, labels = crop_and_flip(*read, box, flip, self.crop, self.lookup)
+        salient = None if self.saliency is None else self.saliency(read[0], pair[0], box)
+        pixels, labels = crop_and_flip(*read, box, flip, self.crop, self.lookup, salient)
         return pixels, labels, position
 
 
@@ -340,20 +345,24 @@ def crop_and_flip(
     flip: bool,
     crop: int,
     lookup: Lookup | None = None,
+    salient: Mask | None = None,
 ) -> tuple[Pixels, Pixels]:
     """Cut ``box`` out, resize it to ``crop`` × ``crop`` and mirror it when ``flip``.
 
-    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W], which become labels by ``lookup``. The
-    image is resampled bilinearly (antialiased), the values nearest, both with exactly Pillow's
-    results. Returns uint8 [3, crop, crop] (channels last in memory) and uint8 [crop, crop].
+    ``image`` is uint8 [H, W, 3], ``values`` uint8 [H, W], which become labels by ``lookup``;
+    background that is ``salient``, bool of the box's size, becomes ``UNKNOWN``. The image is
+    resampled bilinearly (antialiased), the labels nearest, both with exactly Pillow's results.
+    Returns uint8 [3, crop, crop] (channels last in memory) and uint8 [crop, crop].
     """
     top, left, height, width = box
     rows, columns = slice(top, top + height), slice(left, left + width)
     pixels = resize(image[rows, columns], crop, flip)
     cut = values[rows, columns]
     # Before they are resized: a cut-out is mostly smaller than the crop.
-    labels = resize_nearest(cut if lookup is None else lookup.take(cut), crop, flip)
-    return pixels.transpose(2, 0, 1), labels
+    labels = cut if lookup is None else lookup.take(cut)
+    if salient is not None:
+        labels = np.where(salient & (labels == BACKGROUND), np.uint8(UNKNOWN), labels)
+    return pixels.transpose(2, 0, 1), resize_nearest(labels, crop, flip)
 
 
 def resize_and_centre(image: Pixels, values: Pixels, size: int) -> tuple[Pixels, Pixels]:

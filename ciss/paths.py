@@ -13,6 +13,8 @@ from ciss.experiments import Experiment
 INDEX = "{dataset}/index.csv"
 #: cache of the hashes that make up the fingerprint of a data set's files
 FINGERPRINT = "{dataset}/fingerprint.json"
+#: the same of a folder of saliency maps that a method is given
+MAPS_FINGERPRINT = "{dataset}/saliency_{method}.json"
 SPLIT = "{dataset}/{track}/split.csv"
 #: counts and hashes of a split's lists of images
 MANIFEST = "{dataset}/{track}/manifest.csv"

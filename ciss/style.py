@@ -29,6 +29,7 @@ METHOD_NAMES = {
 INIT_NAMES = {
     "random": "random",
     "mib": "MiB init",
+    "copy": "copy",
     "awt": "AWT",
     "awt-10": "AWT 10 %",
     "awt-50": "AWT 50 %",

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ciss import distributed, freezing
+from ciss.datasets.base import BACKGROUND, UNKNOWN
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
 from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input, to_network_labels
@@ -131,8 +132,9 @@ class Training:
         # does the same additions as one that was not interrupted.
         self.network.eval()
         size = 32
-        blank = next(self.network.parameters()).new_zeros(1, 3, size, size)
-        replica(blank).allocated.logits.sum().backward()
+        output = replica(next(self.network.parameters()).new_zeros(1, 3, size, size)).allocated
+        outputs = [output.small_logits, *([] if output.unknown is None else [output.unknown])]
+        torch.stack([values.sum() for values in outputs]).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
         freezing.train_mode(self.network)
         return replica
@@ -154,7 +156,8 @@ class Training:
         """Train on one batch: network inputs [B, 3, H, W] and labels int64 [B, H, W].
 
         ``share`` says which part of the batch this is, and how it is split (default: the whole).
-        Returns the terms of the whole batch's loss, detached, and the small logits [B, N, h, w].
+        Returns the terms of the whole batch's loss, detached, and the small scores of the classes,
+        [B, N, h, w].
         The method sees the gradients of its losses before its penalty is added, and the
         parameters before they move (the published order).
         """
@@ -163,13 +166,13 @@ class Training:
             group["lr"] = self.lr * factor
         self.optimiser.zero_grad(set_to_none=True)
         means: dict[str, Tensor] = {}
-        small_logits = []
+        small_scores = []
         parts = zip(images.split(share.sizes), labels.split(share.sizes), strict=True)
         for number, part in enumerate(parts, start=1):
             with self._exchange(last=number == len(share.sizes)):
                 terms, logits = self._backward(*part, share.batch)
             means = {name: means.get(name, 0) + term for name, term in terms.items()}
-            small_logits.append(logits)
+            small_scores.append(logits)
         self.scaler.unscale_(self.optimiser)
         self.method.after_backward(self.network)
         penalty = self.method.penalty(self.network)
@@ -180,7 +183,7 @@ class Training:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.iteration += 1
-        return _over_processes(means), torch.cat(small_logits)
+        return _over_processes(means), torch.cat(small_scores)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once, in the backward pass of the last micro-batch."""
@@ -194,7 +197,7 @@ class Training:
         """Add the gradients of some images of a batch of ``batch``.
 
         The terms of the loss are means over images; each counts as many times as there are images.
-        Returns their parts of the whole batch's mean, and the small logits.
+        Returns their parts of the whole batch's mean, and the small scores.
         """
         weight = len(images) / batch
         with self.autocast():
@@ -206,7 +209,7 @@ class Training:
         # The exchange of gradients averages, where these parts are to be added.
         self.scaler.scale(total * (weight * distributed.size())).backward()
         parts = {name: term.detach() * weight for name, term in terms.items()}
-        return parts, student.small_logits.detach()
+        return parts, student.small_scores.detach()
 
     def _teacher_output(self, images: Tensor, student: NetworkOutput) -> NetworkOutput | None:
         """Run the teacher, where the method needs it; its classifiers alone, where they suffice."""
@@ -302,8 +305,8 @@ def train(
         for pixels, raw_labels, indices in _bar(batches, epoch, done, recipe.epochs):
             labels = to_network_labels(raw_labels.to(training.device, non_blocking=True))
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
-            terms, small_logits = training.update(inputs, labels, batches.share)
-            totals.add(terms, small_logits, labels, indices)
+            terms, small_scores = training.update(inputs, labels, batches.share)
+            totals.add(terms, small_scores, labels, indices)
             reason = stop.agreed()
             # After an epoch's last batch the epoch is finished first: its row belongs to it.
             if reason is not None and training.iteration % len(batches):
@@ -378,15 +381,17 @@ class EpochTotals:
     def add(
         self,
         terms: dict[str, Tensor],
-        small_logits: Tensor,
+        small_scores: Tensor,
         labels: Tensor,
         indices: Tensor,
     ) -> None:
         """Add one batch; every few batches, check that its losses are finite."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        small_labels = F.interpolate(labels[:, None].float(), small_logits.shape[-2:])[:, 0].long()
-        predicted = small_logits.argmax(1)
+        small_labels = F.interpolate(labels[:, None].float(), small_scores.shape[-2:])[:, 0].long()
+        if self.training.network.unknown is not None:
+            small_labels[small_labels == UNKNOWN] = BACKGROUND
+        predicted = small_scores.argmax(1)
         # This step's labels call old classes background: so must predictions, to be comparable.
         predicted[predicted < self.new.start] = 0
         self.confusion += confusion_matrix(
@@ -395,7 +400,7 @@ class EpochTotals:
         self.batches += 1
         self.images += len(indices)
         self._unchecked.append((terms, indices, self.training.iteration))
-        if small_logits.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
+        if small_scores.device.type == "cpu" or len(self._unchecked) >= _CHECK_EVERY:
             self._check()
 
     def _check(self) -> None:

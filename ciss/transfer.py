@@ -47,14 +47,17 @@ def initialise(
 ) -> Tensor | None:
     """Initialise the newest classifier of a widened ``network``, and the background's, in place.
 
+    Where the network has an unknown, that is what the new classes were part of: its classifier
+    takes the place of the background's.
+
     Returns the channel masks, bool [1 or n, C], where the initialisation uses any. Raises
     ``CissError`` when the initialisation or an option is unknown, or needs an attribution that is
     not given or belongs to other classes.
     """
     options = options_of(name, options)
     initialisation = get(name)
-    base, newest = network.classifiers[0], network.classifiers[-1]
-    if newest is base:
+    base, newest = network.origin, network.classifiers[-1]
+    if len(network.classes_per_step) == 1:
         raise CissError("the network has no new classifier yet: widen it before initialising")
     masks = None
     if initialisation.NEEDS_ATTRIBUTION:

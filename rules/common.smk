@@ -27,6 +27,7 @@ import ciss.initialisations
 import ciss.prepare
 import ciss.published
 import ciss.records
+import ciss.saliency
 from ciss import examples, experiments, methods, paths, photos
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags
@@ -233,6 +234,20 @@ def keepers():
 
 
 KEEPERS = f"({keepers()})(_[a-z0-9-]+)?"
+
+
+def own_objectives():
+    """A pattern for runs of step 0 by a method's own losses, and by variants of its options."""
+    kinds = ciss.config.method_kinds(CONFIG)
+    names = [
+        name
+        for name, kind in kinds.items()
+        if methods.describe(kind).base_objective == kind
+    ]
+    return "|".join(sorted(names))
+
+
+BASE_RUNS = f"ce|ce-preallocated|bce|{own_objectives()}"
 
 
 def remember_signatures():

@@ -82,6 +82,45 @@ def recipe_flags(wildcards):
     )
 
 
+@cache
+def base_method_at(dataset, run):
+    """The method that trains a run of step 0 with losses of its own, or None."""
+    if run not in own_objectives().split("|"):
+        return None
+    return ciss.config.base_method(CONFIG, dataset, run)
+
+
+def base_method_flags(wildcards):
+    """What step 0 takes of such a method: its name, where the run is called otherwise, and options."""
+    method = base_method_at(wildcards.dataset, wildcards.run)
+    if method is None:
+        return []
+    # Of an argument that is given twice, the last one counts.
+    kind = {"method": method.kind} if method.kind != method.name else {}
+    return to_flags(kind) + method_option_flags(method)
+
+
+def method_option_flags(method):
+    """Options of a method; of a folder of maps it is the content that changes results."""
+    options = dict(method.options)
+    if saliency_folder(method) is not None:
+        options["saliency"] = "folder"
+    return option_flags(options)
+
+
+def saliency_folder(method):
+    """The folder of saliency maps that a method's options name, or None."""
+    source = method.options.get("saliency", ciss.saliency.NONE)
+    return None if source in ciss.saliency.WORDS else Path(source).expanduser()
+
+
+def trained_method(wildcards):
+    """The method of a training job; None for a step 0 of an objective that methods share."""
+    if wildcards.step == "0":
+        return base_method_at(wildcards.dataset, wildcards.run)
+    return experiment_of(wildcards).method
+
+
 def attribution_flags(wildcards):
     chosen = settings_at(wildcards.dataset, wildcards.scenario)
     flags = {
@@ -249,6 +288,9 @@ def check_shared_gpus():
 def training_flags(wildcards, threads, resources):
     """The same for a training job, which may keep decoded images."""
     flags = shared_runtime_flags(wildcards, threads, resources)
+    method = trained_method(wildcards)
+    maps = method and saliency_folder(method)
+    flags += to_flags({"saliency_maps": maps})
     folder = CONFIG["runtime"].get("cache", "none")
     if folder == "none":
         return flags
@@ -290,6 +332,34 @@ def dataset_state(wildcards):
     for any target after the first that notices the change.
     """
     return state_at(wildcards.dataset)
+
+
+@cache
+def maps_state_at(dataset, method, folder):
+    """What the saliency maps in a folder are; stops where there is no such folder."""
+    cache_file = Path(at(paths.MAPS_FINGERPRINT.format(dataset=dataset, method=method)))
+    try:
+        return ciss.fingerprint.of_folder(folder, ".png", cache_file)
+    except OSError as error:
+        known = ciss.fingerprint.last_known(cache_file)
+        said = (
+            f"methods.{method}.saliency of dataset '{dataset}' is '{folder}', which cannot be read "
+            f"({error.strerror}); give {', '.join(ciss.saliency.WORDS)} or a folder with a PNG for "
+            "each training image"
+        )
+        if known is None and not only_looks():
+            stop(said)
+        warn_once(f"Warning: {said}")
+        return known or "missing"
+
+
+def training_data_state(wildcards):
+    """The same of a training job, which may look at saliency maps too."""
+    state, method = dataset_state(wildcards), trained_method(wildcards)
+    maps = method and saliency_folder(method)
+    if not maps:
+        return state
+    return f"{state} {maps_state_at(wildcards.dataset, method.name, maps)}"
 
 
 def progress_file(wildcards, output):

@@ -15,7 +15,7 @@ rule train_base:
     benchmark:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
-        run="ce|ce-preallocated|bce",
+        run=BASE_RUNS,
         step="0",
     conda:
         "../envs/ciss.yaml"
@@ -27,7 +27,8 @@ rule train_base:
         settings=lambda wildcards: labels_of(wildcards)
         + network_flags(wildcards)
         + recipe_flags(wildcards)
-        + preallocation_flags(wildcards),
+        + preallocation_flags(wildcards)
+        + base_method_flags(wildcards),
         classes=lambda wildcards: len(scenario_of(wildcards).new_classes(0)),
         files=lambda wildcards, input, output: to_flags(
             {
@@ -36,7 +37,7 @@ rule train_base:
             }
         ),
         progress=progress_file,
-        data=dataset_state,
+        data=training_data_state,
         runtime=training_flags,
     shell:
         "{params.program:q} --step 0 --method {wildcards.run} --seed {wildcards.seed}"
@@ -83,7 +84,7 @@ rule train_step:
         method=lambda wildcards: to_flags(
             {"method": experiment_of(wildcards).method.kind}
         )
-        + option_flags(experiment_of(wildcards).method.options),
+        + method_option_flags(experiment_of(wildcards).method),
         classes=lambda wildcards: len(
             scenario_of(wildcards).new_classes(int(wildcards.step))
         ),
@@ -94,7 +95,7 @@ rule train_step:
             }
         ),
         progress=progress_file,
-        data=dataset_state,
+        data=training_data_state,
         runtime=training_flags,
     shell:
         "{params.program:q} --step {wildcards.step} {params.method:q}"

@@ -22,6 +22,7 @@ from ciss import distributed, methods
 from ciss.attribution import attribute
 from ciss.checkpoint import load_model
 from ciss.datasets import list_images, open_dataset
+from ciss.datasets.base import UNKNOWN
 from ciss.datasets.shapes import generate
 from ciss.errors import CissError
 from ciss.evaluation import evaluate
@@ -47,6 +48,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ewc": {"importance": 1.0},
     "pi": {"importance": 1.0},
     "rw": {"importance": 1.0, "interval": 1},
+    "ssul": {"lr_factor": 1.0, "compat": True},
+}
+#: what the network of a method has beside the usual
+EXTRAS: dict[str, dict[str, Any]] = {
+    "dft": {"preallocated": 5},
+    "ssul": {"unknown": True, "hidden": True},
 }
 STEP_0 = "ce-importance"
 RECIPE = Recipe(epochs=2, lr=0.02, batch=8, crop=32)
@@ -56,10 +63,10 @@ RECIPE = Recipe(epochs=2, lr=0.02, batch=8, crop=32)
 
 
 def networks(
-    dtype: torch.dtype, preallocated: int = 0
+    dtype: torch.dtype, method: str = "mib"
 ) -> tuple[SegmentationNetwork, SegmentationNetwork]:
     """A student and its teacher."""
-    teacher = SegmentationNetwork(SMALL, [N_OLD], preallocated=preallocated)
+    teacher = SegmentationNetwork(SMALL, [N_OLD], **EXTRAS.get(method, {}))
     initialise(teacher, seed=1)
     return widened(teacher, N_NEW, seed=2).to(dtype), teacher.to(dtype)
 
@@ -90,7 +97,7 @@ def updates(
     frozen_statistics: bool = False,
 ) -> dict[str, Tensor]:
     """Three iterations of a method with this process's share; everything that they change."""
-    network, teacher = networks(dtype, N_NEW + 3 if name == "dft" else 0)
+    network, teacher = networks(dtype, name)
     method = method_for(name, teacher)
     teacher_or_none = None if name == STEP_0 else teacher
     recipe = Recipe(epochs=1, lr=0.05, batch=n_images, accumulate=accumulate)
@@ -108,6 +115,10 @@ def updates(
     labels[:, 20:22] = 255
     if name == STEP_0:
         labels[:, :10] = 1
+    if name == "ssul":
+        labels[:, 5:10] = UNKNOWN
+        # Not as many in each image: each one's mean is over its own.
+        labels[::2, :5] = 255
     batches = [
         (images[chosen], labels[chosen])
         for epoch in range(3)

@@ -16,7 +16,9 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 def spelled(value: Any) -> str:
     """Spell a default as the documents do."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    if isinstance(value, bool | str):
+        return str(value).lower()
+    return f"{value:g}"
 
 
 def section(name: str) -> str:
@@ -33,7 +35,7 @@ def test_each_method_is_described_with_all_its_options(name: str) -> None:
     description = methods.describe(name)
     for option, default in description.defaults.items():
         # A comma, a bracket or an equation's symbol may stand between the two.
-        shown = rf"`{option}`[^`]{{0,60}}?\b{re.escape(spelled(default))}\b"
+        shown = rf"`{option}`[^`]{{0,60}}?`?\b{re.escape(spelled(default))}\b"
         assert re.search(shown, text), f"{option} {spelled(default)} of {name}"
     assert f"Default initialisation `{description.default_init}`" in text
 

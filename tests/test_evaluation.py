@@ -23,7 +23,7 @@ from ciss.labels import evaluation_lookup
 from ciss.loading import MEAN, STD, EvaluationImages, evaluation_batches, to_network_input
 from ciss.metrics import confusion_matrix, iou, mean_iou, write_confusion
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
-from ciss.pixelwise import Upsampled
+from ciss.pixelwise import Upsampled, predict
 from ciss.scenarios import parse_scenario
 
 #: steps between the red values of two classes
@@ -35,6 +35,10 @@ SIZES = [(37, 53), (64, 41), (33, 33)]
 
 class Output(NamedTuple):
     upsampled: Upsampled
+
+    @property
+    def predicted(self) -> Tensor:
+        return predict(self.upsampled)
 
 
 class Painted(nn.Module):

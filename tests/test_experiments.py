@@ -88,6 +88,8 @@ def test_step_0_is_shared_by_what_is_alike_in_it(
         ("voc_15-1_lwf-mc", "voc_15-1_lwf", False),
         ("voc_15-1_dft", "voc_15-5_dft", True),
         ("voc_15-1_dft", "voc_15-1_ft", False),
+        ("voc_15-1_ssul", "voc_15-5_ssul_awt", True),
+        ("voc_15-1_ssul", "voc_15-1_lwf-mc", False),
         ("voc_15-1_mib", "voc_15-1-disjoint_mib", False),
         ("voc_15-1_mib", "voc_15-1-partitioned_mib", False),
         ("voc_15-1-partitioned_mib", "voc_15-5-partitioned_ft", True),

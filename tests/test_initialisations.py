@@ -81,10 +81,10 @@ def test_matches_published(case, variant, name, options, mask):
 
 
 def test_names_are_the_modules():
-    assert initialisations.names() == ("awt", "mib", "randchannels", "random")
+    assert initialisations.names() == ("awt", "copy", "mib", "randchannels", "random")
     needing = [name for name in initialisations.names() if transfer.get(name).NEEDS_ATTRIBUTION]
     assert needing == ["awt"]
-    with pytest.raises(CissError, match="'zero' is unknown; there are: awt, mib"):
+    with pytest.raises(CissError, match="'zero' is unknown; there are: awt, copy, mib"):
         transfer.get("zero")
     with pytest.raises(CissError, match="unknown"):
         transfer.get("base")
@@ -113,7 +113,7 @@ def test_planning_and_attribution_know_the_same_words():
     assert choices == {"pooling": list(POOLINGS), "grouping": list(GROUPINGS)}
 
 
-@pytest.mark.parametrize("name", ["awt", "mib", "randchannels", "random"])
+@pytest.mark.parametrize("name", ["awt", "copy", "mib", "randchannels", "random"])
 def test_apply_touches_only_the_newest_classifier_and_the_background(name):
     network = step_one()
     before = snapshot(network)

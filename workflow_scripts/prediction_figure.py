@@ -42,8 +42,8 @@ def main(arguments: argparse.Namespace) -> None:
         network = load_model(path)[0].to(device).eval()
         for (pixels, _, _), maps in zip(samples, predicted, strict=True):
             with torch.inference_mode():
-                logits = network(to_network_input(pixels.to(device))).logits
-            maps.append(logits.argmax(1)[0].cpu().numpy())
+                classes = network(to_network_input(pixels.to(device))).predicted
+            maps.append(classes[0].cpu().numpy())
     log.info("%s", "  ".join(rows["image"]))
     drawn = []
     for (pixels, truth, _), maps in zip(samples, predicted, strict=True):

@@ -18,8 +18,9 @@ import repository  # noqa: F401
 import torch
 from torch import nn
 
-from ciss import distributed, methods, scripting, splits
+from ciss import distributed, methods, saliency, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
+from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
@@ -37,27 +38,31 @@ from ciss.training import Recipe, Training, train
 
 def starting_point(
     arguments: argparse.Namespace,
-) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
-    """Return the network to train and its teacher; at step 0 a new network and none."""
+) -> tuple[SegmentationNetwork, SegmentationNetwork | None, Method]:
+    """Return the network to train, its teacher and the method; at step 0 there is no teacher."""
     if arguments.step > 0:
         if arguments.init is None or arguments.teacher is None:
             raise CissError("a step after 0 needs --init and --teacher")
-        return load_model(arguments.init)[0], load_model(arguments.teacher)[0]
+        network, teacher = load_model(arguments.init)[0], load_model(arguments.teacher)[0]
+        n_old = teacher.n_classes
+        return network, teacher, make_method(arguments, n_old, network.n_classes - n_old)
+    method = make_method(arguments, 0, 1 + arguments.new_classes)
     network = SegmentationNetwork(
         from_flags(arguments, NetworkConfig),
-        [1 + arguments.new_classes],
+        [method.n_new],
         preallocated=arguments.preallocated,
+        **method.network_extras,
     )
     initialise(network, arguments.seed)
     if arguments.weights is not None:
         log.info("%s", load_imagenet(network, arguments.weights))
-    return network, None
+    return network, None, method
 
 
 def make_method(arguments: argparse.Namespace, n_old: int, n_new: int) -> Method:
     """Return the method of a later step, or step 0's training under a base objective."""
     if arguments.step == 0:
-        return methods.create_base(arguments.method, n_new)
+        return methods.create_base(arguments.method, n_new, options_from(arguments))
     if arguments.importances is None and methods.describe(arguments.method).keeps_importances:
         raise CissError(f"method {arguments.method} needs --importances of the step before")
     return methods.create(arguments.method, options_from(arguments), n_old, n_new)
@@ -70,6 +75,37 @@ def importances_to(method: Method, path: Path, teacher: nn.Module, device: torch
         {name: value.to(device) for name, value in importances.items()},
         {name: value.to(device) for name, value in teacher.named_parameters()},
     )
+
+
+def check_extras(method: Method, network: SegmentationNetwork) -> None:
+    """Raise ``CissError`` where the network is not what the method's step 0 makes."""
+    extras = {name for name in ("unknown", "hidden") if network.shape.get(name)}
+    wanted = {name for name, has in method.network_extras.items() if has}
+    if wanted != extras:
+        has, needs = (", ".join(sorted(names)) or "nothing" for names in (extras, wanted))
+        raise CissError(
+            f"beside the usual the network has {has}, and the method needs {needs}: start from "
+            "the step 0 of the method's own objective and options"
+        )
+    if "unknown" in wanted and network.n_classes > UNKNOWN:
+        raise CissError(
+            f"{network.n_classes} classes leave no label for the unknown, {UNKNOWN}: choose fewer "
+            "classes, or a method that does not need it"
+        )
+
+
+def saliency_of(
+    method: Method, arguments: argparse.Namespace, images: TrainingImages
+) -> saliency.Saliency | None:
+    """Return what says which background is unknown, for methods that tell it apart."""
+    options = method.options
+    if "unknown" not in method.network_extras:
+        return None
+    source = options["saliency"] if arguments.saliency_maps is None else arguments.saliency_maps
+    found = saliency.saliency(str(source), options["saliency_threshold"])
+    if isinstance(found, saliency.Maps):
+        found.check(image for image, _ in images.pairs)
+    return found
 
 
 def facts(
@@ -105,12 +141,13 @@ def main(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
     rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
-    network, teacher = starting_point(arguments)
+    network, teacher, method = starting_point(arguments)
     n_old = 0 if teacher is None else teacher.n_classes
     new = range(max(n_old, 1), network.n_classes)
     lookup = training_lookup(dataset.lookup, new)
     images = TrainingImages(dataset.root, rows, lookup, recipe.crop, arguments.seed)
-    method = make_method(arguments, n_old, network.n_classes - n_old)
+    check_extras(method, network)
+    images.saliency = saliency_of(method, arguments, images)
     if arguments.importances is not None and teacher is not None:
         importances_to(method, arguments.importances, teacher, device)
     iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
@@ -195,6 +232,11 @@ if __name__ == "__main__":
         help=f"at step 0 the objective: {', '.join(methods.BASE_OBJECTIVES)}",
     )
     add_option_flag(parser, "method")
+    parser.add_argument(
+        "--saliency-maps",
+        type=Path,
+        help="folder of maps, in place of the method's option saliency",
+    )
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--new-classes", type=int, required=True, help="classes of this step")
     parser.add_argument(

@@ -16,6 +16,8 @@ from ciss.errors import CissError
 
 BACKGROUND = 0
 VOID = 255
+#: label of background that may belong to a class yet to come, for methods that tell it apart
+UNKNOWN = 254
 #: marks a raw mask value that must not occur in a dataset
 INVALID = -1
 

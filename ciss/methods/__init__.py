@@ -28,12 +28,19 @@ _T = TypeVar("_T")
 
 _BASE = ("ciss.methods.base", "Method")
 #: methods whose losses at step 0 a base objective is
-_BASE_METHODS = {"ce": "ft", "ce-preallocated": "dft", "bce": "lwf-mc"}
+_BASE_METHODS = {"ce": "ft", "ce-preallocated": "dft", "bce": "lwf-mc", "ssul": "ssul"}
 #: what step 0 may be trained with
 BASE_OBJECTIVES = (*_BASE_METHODS, "ce-importance")
 #: the one under which step 0 has classifiers of all classes to come: it depends on their number
 PREALLOCATED = "ce-preallocated"
-_FACTS = ("defaults", "default_init", "base_objective", "keeps_importances")
+_FACTS = (
+    "defaults",
+    "choices",
+    "default_init",
+    "base_objective",
+    "base_options",
+    "keeps_importances",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,10 @@ class Description:
     """What planning needs to know of a method: the class attributes of ``Method``."""
 
     defaults: Mapping[str, Any]
+    choices: Mapping[str, list[str]]
     default_init: str
     base_objective: str
+    base_options: tuple[str, ...]
     keeps_importances: bool
 
 
@@ -78,11 +87,14 @@ def method_class(name: str) -> type[Method]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ``CissError`` where ``options`` has one that the method does not know."""
-    known = describe(name).defaults
-    for option in options:
-        if option not in known:
-            raise CissError(unknown(f"option of method {name}", option, known))
+    """Raise ``CissError`` where ``options`` has one, or a word for one, that is unknown."""
+    described = describe(name)
+    for option, value in options.items():
+        if option not in described.defaults:
+            raise CissError(unknown(f"option of method {name}", option, described.defaults))
+        if option in described.choices and value not in described.choices[option]:
+            where = f"value of option {option} of method {name}"
+            raise CissError(unknown(where, value, described.choices[option]))
 
 
 def create(name: str, options: Mapping[str, Any], n_old: int, n_new: int) -> Method:
@@ -91,10 +103,13 @@ def create(name: str, options: Mapping[str, Any], n_old: int, n_new: int) -> Met
     return method_class(name)(options, n_old, n_new)
 
 
-def create_base(objective: str, n_new: int) -> Method:
-    """Make the method that trains step 0 under one of ``BASE_OBJECTIVES``."""
+def create_base(objective: str, n_new: int, options: Mapping[str, Any] | None = None) -> Method:
+    """Make the method that trains step 0 under one of ``BASE_OBJECTIVES``.
+
+    ``options`` are for an objective that has some, of the method that is called as it.
+    """
     if objective in _BASE_METHODS:
-        return create(_BASE_METHODS[objective], {}, 0, n_new)
+        return create(_BASE_METHODS[objective], options or {}, 0, n_new)
     if objective == "ce-importance":
         from ciss.regularisers import ImportanceRecording
 

@@ -16,7 +16,8 @@ from ciss.pixelwise import pixel_means
 class Batch:
     """One training batch on the device, with what the networks made of it.
 
-    ``labels``: [B, H, W] int64 in learning order; old and future classes are 0, void is 255.
+    ``labels``: [B, H, W] int64 in learning order; old and future classes are 0, void is 255, and
+    for a method with an unknown 254 what of the 0 is unknown.
     ``student`` and ``teacher``: the outputs of ``SegmentationNetwork`` on the same images; the
     teacher is the network of the step before, frozen and in evaluation mode, ``None`` at step 0.
     """
@@ -35,6 +36,8 @@ class Method:
 
     #: options with their defaults, overridden by the configuration's ``methods`` section
     defaults: ClassVar[dict[str, Any]] = {}
+    #: options that take one of a few words
+    choices: ClassVar[dict[str, list[str]]] = {}
     #: values that the option ``compat`` takes for options left at their defaults: those that the
     #: published AWT code runs with where they change results
     published: ClassVar[dict[str, Any]] = {}
@@ -42,6 +45,11 @@ class Method:
     default_init: ClassVar[str] = "random"
     #: which step-0 model the method starts from: one of ``ciss.methods.BASE_OBJECTIVES``
     base_objective: ClassVar[str] = "ce"
+    #: options of a method with an objective of its own that step 0 depends on
+    base_options: ClassVar[tuple[str, ...]] = ()
+    #: what the network has beside the usual, as ``SegmentationNetwork`` takes it; with ``unknown``
+    #: labels tell it from the background. May depend on the options
+    network_extras: Mapping[str, bool] = {}
     #: whether the teacher's forward pass is needed at steps after 0; may depend on the options
     needs_teacher: bool = True
     #: whether ``importances`` travel from step to step beside the model

@@ -19,11 +19,12 @@ from ciss.models.normalisation import (
     SLOPE,
     absolute_scale,
     is_norm,
+    make_norm,
     norm_weights,
     signed_scale,
 )
 from ciss.models.resnet import DEPTHS, ResNet
-from ciss.pixelwise import Upsampled
+from ciss.pixelwise import Upsampled, full_precision, pixel_maps, predict
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ class NetworkOutput(NamedTuple):
     #: [B, F, h, w] of the classes that are to come, where the network has classifiers for them
     future_logits: Tensor | None = None
 
+    #: [B, 1, h, w] logit of the unknown, where the network has it
+    unknown: Tensor | None = None
+
     @property
     def allocated(self) -> NetworkOutput:
         """The same with the logits of the classes to come behind those of the classes there are."""
@@ -113,9 +117,32 @@ class NetworkOutput(NamedTuple):
         return Upsampled(self.small_logits, self.size)
 
     @property
+    def upsampled_with_unknown(self) -> Upsampled:
+        """The same with the unknown's logit as the last channel: [B, N + 1] of them."""
+        assert self.unknown is not None
+        return Upsampled(torch.cat([self.small_logits, self.unknown], dim=1), self.size)
+
+    @property
     def logits(self) -> Tensor:
         """Logits at the images' size, [B, N, H, W], all of them computed now."""
         return upsample(self.small_logits, self.size)
+
+    @property
+    def small_scores(self) -> Tensor:
+        """What a position's class is chosen by, the largest: [B, N, h, w], as ``small_logits``."""
+        if self.unknown is None:
+            return self.small_logits
+        return merge_unknown(torch.cat([self.small_logits, self.unknown], dim=1))
+
+    @property
+    def predicted(self) -> Tensor:
+        """Class of each pixel, int64 [B, H, W]; what is unknown is background."""
+        if self.unknown is None:
+            return predict(self.upsampled)
+        (classes,) = pixel_maps(
+            lambda block: (merge_unknown(block).argmax(dim=1),), self.upsampled_with_unknown
+        )
+        return classes
 
 
 class SegmentationNetwork(nn.Module):
@@ -128,6 +155,12 @@ class SegmentationNetwork(nn.Module):
     classifier already (``future``; DFT*), and ``features``, the number of random features that the
     classifiers see in place of the head's output (``expansion``; CFSSeg). Classifiers of random
     features have no bias.
+
+    With ``unknown`` there is one output more, for background that may be of a class yet to come
+    (SSUL), beside the N classes and not among them; and the background has a classifier of its own,
+    ``cls.0``, so that it can train while the classes of step 0, ``cls.1``, do not. With ``hidden``
+    there is a 3×3 convolution with its normalisation before each of these classifiers, as in SSUL's
+    published code.
     """
 
     def __init__(
@@ -137,6 +170,8 @@ class SegmentationNetwork(nn.Module):
         *,
         preallocated: int = 0,
         features: int = 0,
+        unknown: bool = False,
+        hidden: bool = False,
     ) -> None:
         super().__init__()
         if not classes_per_step or min(classes_per_step) < 1:
@@ -152,11 +187,19 @@ class SegmentationNetwork(nn.Module):
             config.pooling,
             config.norm,
         )
+        base, *later = classes_per_step
+        if unknown and base < 2:
+            raise CissError("a network with an unknown needs a class beside the background")
+        if hidden and not unknown:
+            raise CissError("only a network with an unknown has hidden layers before classifiers")
+        counts = [1, base - 1, *later] if unknown else [base, *later]
         inputs = features or config.head_channels
-        self.cls = nn.ModuleList(
-            nn.Conv2d(inputs, n, 1, bias=not features) for n in classes_per_step
-        )
+        self.cls = nn.ModuleList(nn.Conv2d(inputs, n, 1, bias=not features) for n in counts)
         self.future = nn.Conv2d(inputs, preallocated, 1) if preallocated else None
+        self.unknown = nn.Conv2d(inputs, 1, 1) if unknown else None
+        # One for each classifier, in their order, and the unknown's.
+        self.hidden = nn.ModuleList(_hidden_layer(config) for _ in counts) if hidden else None
+        self.unknown_hidden = _hidden_layer(config) if hidden else None
         #: [features, head_channels], fixed
         self.expansion: Tensor | None
         expansion = torch.zeros(features, config.head_channels) if features else None
@@ -168,11 +211,13 @@ class SegmentationNetwork(nn.Module):
         extras = {
             "preallocated": 0 if self.future is None else self.future.out_channels,
             "features": 0 if self.expansion is None else len(self.expansion),
+            "unknown": self.unknown is not None,
+            "hidden": self.hidden is not None,
         }
         return {
             "config": self.config.to_dict(),
             "classes_per_step": list(self.classes_per_step),
-            **{name: count for name, count in extras.items() if count},
+            **{name: value for name, value in extras.items() if value},
         }
 
     @classmethod
@@ -183,8 +228,11 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def classes_per_step(self) -> tuple[int, ...]:
-        """Outputs of each step's classifier."""
-        return tuple(classifier.out_channels for classifier in self.classifiers)
+        """Outputs that each step added, the background's included in step 0's."""
+        counts = [classifier.out_channels for classifier in self.classifiers]
+        if self.unknown is None:
+            return tuple(counts)
+        return (counts[0] + counts[1], *counts[2:])
 
     @property
     def n_classes(self) -> int:
@@ -193,8 +241,20 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def classifiers(self) -> list[nn.Conv2d]:
-        """The classifiers of all steps, the oldest first."""
+        """The classifiers, the oldest first: one a step, and with an unknown the background's."""
         return [module for module in self.cls if isinstance(module, nn.Conv2d)]
+
+    @property
+    def origin(self) -> nn.Conv2d:
+        """The classifier whose first output stood for classes before they were learned.
+
+        That of the unknown where there is one, else of step 0, whose first output is background's.
+        """
+        return self.classifiers[0] if self.unknown is None else self.unknown
+
+    def origin_input(self, pre_logits: Tensor) -> Tensor:
+        """What ``origin`` takes, [B, C, h, w]: the head's output, or its hidden layer's."""
+        return pre_logits if self.unknown_hidden is None else self.unknown_hidden(pre_logits)
 
     def features(self, images: Tensor) -> Features:
         """Run encoder and head on normalised images [B, 3, H, W]."""
@@ -202,7 +262,10 @@ class SegmentationNetwork(nn.Module):
         return Features(body, self.head(body), attentions)
 
     def classify(self, pre_logits: Tensor) -> Tensor:
-        """Apply all classifiers as one convolution: [B, C, h, w] to logits [B, N, h, w]."""
+        """Apply all classifiers, as one convolution: [B, C, h, w] to logits [B, N, h, w]."""
+        if self.hidden is not None:
+            pairs = zip(self.cls, self.hidden, strict=True)
+            return torch.cat([classifier(layer(pre_logits)) for classifier, layer in pairs], dim=1)
         weight = torch.cat([classifier.weight for classifier in self.classifiers])
         if self.expansion is not None:
             # Image by image: of 512 × 512 pixels and 8,192 features each takes 34 MB.
@@ -216,6 +279,10 @@ class SegmentationNetwork(nn.Module):
         assert self.expansion is not None
         return F.relu(F.conv2d(pre_logits, self.expansion[:, :, None, None]))
 
+    def classify_unknown(self, pre_logits: Tensor) -> Tensor | None:
+        """The unknown's logit, [B, 1, h, w], where the network has it."""
+        return None if self.unknown is None else self.unknown(self.origin_input(pre_logits))
+
     def forward(self, images: Tensor) -> NetworkOutput:
         """Segment normalised images [B, 3, H, W]."""
         return self.output(self.features(images), (images.shape[-2], images.shape[-1]))
@@ -223,12 +290,29 @@ class SegmentationNetwork(nn.Module):
     def output(self, features: Features, size: tuple[int, int]) -> NetworkOutput:
         """Classify the features of images of ``size`` = (H, W)."""
         future = None if self.future is None else self.future(features.pre_logits)
-        return NetworkOutput(self.classify(features.pre_logits), *features, size, future)
+        unknown = self.classify_unknown(features.pre_logits)
+        return NetworkOutput(self.classify(features.pre_logits), *features, size, future, unknown)
+
+
+def _hidden_layer(config: NetworkConfig) -> nn.Sequential:
+    channels = config.head_channels
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, make_norm(config.norm, channels))
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps [B, C, h, w] bilinearly to ``size`` = (H, W), corners not aligned."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def merge_unknown(logits: Tensor) -> Tensor:
+    """Scores of the classes from sigmoid outputs, the unknown's added to the background's.
+
+    [B, N + 1, …] logits, the unknown's last, to [B, N, …] (Cha et al., SSUL, NeurIPS 2021).
+    """
+    probabilities = full_precision(logits).sigmoid()
+    background = probabilities[:, :1] + probabilities[:, -1:]
+    return torch.cat([background, probabilities[:, 1:-1]], dim=1)
 
 
 def initialise(network: SegmentationNetwork, seed: int) -> None:
@@ -238,7 +322,7 @@ def initialise(network: SegmentationNetwork, seed: int) -> None:
     PyTorch draws a convolution; normalisations start at scale 1 and shift 0.
     """
     generator = torch.Generator().manual_seed(seed)
-    classifiers = {*network.classifiers, network.future}
+    classifiers = {*network.classifiers, network.future, network.unknown}
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             if module in classifiers:
@@ -272,7 +356,7 @@ def widened(network: SegmentationNetwork, n_new: int, seed: int) -> Segmentation
     """Return a copy of ``network`` with one more classifier of ``n_new`` outputs.
 
     It is freshly drawn, or the first part of the classifiers of classes to come, where there are
-    such.
+    such. A hidden layer before it is a copy of the unknown's: their channels mean the same.
     """
     if n_new < 1:
         raise CissError(f"a step adds at least one class, not {n_new}")
@@ -285,6 +369,8 @@ def widened(network: SegmentationNetwork, n_new: int, seed: int) -> Segmentation
     draw_classifier(classifier, torch.Generator().manual_seed(seed))
     like = network.classifiers[0].weight
     wider.cls.append(classifier.to(device=like.device, dtype=like.dtype))
+    if wider.hidden is not None and wider.unknown_hidden is not None:
+        wider.hidden.append(copy.deepcopy(wider.unknown_hidden))
     return wider.train(network.training)
 
 
