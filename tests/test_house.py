@@ -243,3 +243,69 @@ def test_the_pins_lie_in_the_project_s_ranges() -> None:
         if requirement.name == project()["name"]:  # dev takes other extras in
             continue
         assert pins()[requirement.name.lower()] in requirement.specifier, requirement
+
+
+#: Calls that run what they are given, or write where an archive says.
+UNSAFE = re.compile(
+    r"(eval|exec|os\.system|os\.popen|pickle\.loads?|\w*\.?(Unpickler|unsafe_load)|yaml\.load"
+    r"|.*\.extractall|.*\.extract|shutil\.unpack_archive)"
+)
+
+
+def unsafe_calls(source: str) -> list[str]:
+    """Calls that could run or write what a file holds: none has a place in this project."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        flags = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if (
+            UNSAFE.fullmatch(called)
+            or (called == "torch.load" and flags.get("weights_only") != "True")
+            or flags.get("allow_pickle", "False") != "False"
+            or flags.get("shell", "False") != "False"
+        ):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_file_is_read_in_a_way_that_runs_it() -> None:
+    for folder in ("ciss", "workflow_scripts", "benchmarks"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            assert not unsafe_calls(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "pickle.load(file)",
+        "yaml.load(text, Loader)",
+        "tarfile.open(path).extractall(folder)",
+        "subprocess.run(f'rm {path}', shell=True)",
+        "eval(text)",
+    ],
+)
+def test_what_runs_a_file_is_noticed(call: str) -> None:
+    assert unsafe_calls(call)
+    safe = "torch.load(p, weights_only=True), np.load(p), network.eval(), run(['rm', p])"
+    assert not unsafe_calls(safe)
+
+
+#: Numbers, and wildcards, whose patterns have no character that a shell knows; all else may be a path.
+UNQUOTED = {"threads", "params.batch", "params.classes", "params.shown", "params.step"}
+
+
+def test_commands_of_rules_quote_what_may_be_a_path() -> None:
+    quoted = 0
+    for path in (REPOSITORY / "rules").glob("*.smk"):
+        for command in re.findall(r"shell:\n((?:\s+\"[^\n]*\"\n)+)", path.read_text()):
+            for field in re.findall(r"\{([^}]+)\}", command):
+                quoted += field.endswith(":q")
+                assert (
+                    field.endswith(":q") or field in UNQUOTED or field.startswith("wildcards.")
+                ), f"{path.name}: {{{field}}}"
+    assert quoted > 100
