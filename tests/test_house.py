@@ -295,7 +295,7 @@ def test_what_runs_a_file_is_noticed(call: str) -> None:
     assert not unsafe_calls(safe)
 
 
-#: Numbers, and wildcards, whose patterns have no character that a shell knows; all else may be a path.
+#: Numbers. Wildcards too go unquoted: their patterns allow no character that a shell knows.
 UNQUOTED = {"threads", "params.batch", "params.classes", "params.shown", "params.step"}
 
 
