@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ TINY = NetworkConfig(backbone="resnet18", width=8, head_channels=16, pooling=4)
 
 
 def drawn(
-    config: NetworkConfig, classes_per_step: Sequence[int], seed: int = 0
+    config: NetworkConfig, classes_per_step: Sequence[int], seed: int = 0, **extras: Any
 ) -> SegmentationNetwork:
-    """Draw a network, in evaluation mode, and let batch norm see some images."""
-    network = SegmentationNetwork(config, classes_per_step)
+    """Draw a network, in evaluation mode, and let batch norm see some images.
+
+    ``extras``: what a method's network has beside the usual, as ``SegmentationNetwork`` takes it.
+    """
+    network = SegmentationNetwork(config, classes_per_step, **extras)
     initialise(network, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

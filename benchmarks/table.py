@@ -221,7 +221,14 @@ def markdown(rows: Sequence[Row], where: Mapping[str, Any]) -> str:
         f"start), Python {where['python']}, {packages}, revision {where['revision']}:",
         "",
         f"    {where['command']}",
+        "",
     ]
+    return "\n".join(text) + f"\n{tables(rows)}"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table a group, its notes below."""
+    text: list[str] = []
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         # Columns that would be empty are left out.
@@ -229,7 +236,8 @@ def markdown(rows: Sequence[Row], where: Mapping[str, Any]) -> str:
         shown = [
             n for n in range(len(HEADER)) if n in (0, 2) or any(line[n].strip() for line in spelled)
         ]
-        text += ["", f"| {group} | " + " | ".join(HEADER[n] for n in shown[1:]) + " |"]
+        text += [""] if text else []
+        text.append(f"| {group} | " + " | ".join(HEADER[n] for n in shown[1:]) + " |")
         text.append("| --- |" + " ---: |" * (len(shown) - 1))
         text += ["| " + " | ".join(line[n] for n in shown) + " |" for line in spelled]
         notes = dict.fromkeys(row.note for row in members if row.note)
@@ -253,11 +261,12 @@ def read(path: Path) -> list[Row]:
     ]
 
 
-def into_document(document: Path, table: str) -> None:
-    """Replace what stands between ``BEGIN`` and ``END`` in a document."""
+def into_document(document: Path, table: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Replace what stands between the two ``marks`` in a document."""
     text = document.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"{document} needs one line '{BEGIN}' and one '{END}'")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    write_text(document, f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"{document} needs one line '{begin}' and one '{end}'")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    write_text(document, f"{before}{begin}\n\n{table}\n{end}{after}")

@@ -40,7 +40,7 @@ def chosen_channels(
     """
     model = SummedLogits(network)
     explainer = LayerIntegratedGradients(model, model.classifier)
-    wanted, maps = torch.tensor(list(classes)), []
+    wanted, maps = torch.tensor(list(classes), device=images.device), []
     for image, label in zip(images, labels, strict=True):
         result = explainer.attribute(
             image[None],
@@ -56,6 +56,6 @@ def chosen_channels(
         if shown.any():
             maps.append(maps_of_image * shown)
     scores = torch.cat(maps).mean(dim=0).amax(dim=(1, 2))
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen = torch.zeros(len(scores), dtype=torch.bool, device=images.device)
     chosen[scores.topk(int(share * len(scores))).indices] = True
     return chosen

@@ -16,9 +16,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("--cases", type=Path, required=True, help="folder with a manifest.json")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu, or cuda")
     options = parser.parse_args(arguments)
+    # As the scripts have it: float32 means float32.
+    torch.backends.cudnn.allow_tf32 = False
     try:
-        cases = Cases(options.cases)
+        cases = Cases(options.cases, options.device)
     except (OSError, ValueError, KeyError) as error:
         print(f"cannot read {options.cases / 'manifest.json'}: {error}", file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ def check(case: Case) -> None:
         raise UnknownCaseError("attribution without labels and w_bg")
     labels = case.tensor("labels").long()
     if "act_delta" in case:
-        x, zero = case.tensor("act_delta"), torch.zeros(1)
+        x, zero = case.tensor("act_delta"), torch.zeros(1, device=case.device)
     else:
         x, zero = case.tensor("act_x"), case.tensor("act_zero")
     maps = closed_form(x, zero, case.tensor("w_bg"), labels.shape[1:])
@@ -43,7 +43,7 @@ def check(case: Case) -> None:
     case.close("upsample_adjoint", adjoint[None, None])
 
     new = case.hyper["new_classes"]
-    shown = torch.isin(shrink_labels(labels, size), torch.tensor(new))
+    shown = torch.isin(shrink_labels(labels, size), torch.tensor(new, device=case.device))
     used = shown.any(dim=(1, 2)).nonzero().flatten()
     case.exact("joint/used", used)
     case.exact("joint/mask", shown[used])
@@ -52,6 +52,9 @@ def check(case: Case) -> None:
     case.close("attribution_raw", raw)
 
     attribution = accumulate(None, maps, labels, new)
+    # As ``attribute`` does when all batches are done.
+    tensors = ("sums", "count", "max_sums", "joint_max_sum")
+    attribution = replace(attribution, **{n: getattr(attribution, n).cpu() for n in tensors})
     case.exact("joint/missed", len(labels) - attribution.joint_count)
     for pooling in POOLINGS:
         if f"joint/score_{pooling}" in case:

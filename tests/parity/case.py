@@ -21,6 +21,8 @@ except ImportError:  # not under pytest
 
 Array = npt.NDArray[Any]
 
+CPU = torch.device("cpu")
+
 #: of an array's largest magnitude, for functions that are computed once in float32
 TOLERANCE = 2e-5
 
@@ -54,6 +56,8 @@ class Case:
     arrays: Mapping[str, Array]
     cases: Cases
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
+    #: where the case's tensors lie, and hence what computes with them
+    device: torch.device = CPU
 
     @property
     def hyper(self) -> Mapping[str, Any]:
@@ -71,8 +75,8 @@ class Case:
         return self.arrays[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Return a copy of a stored array."""
-        return torch.from_numpy(np.array(self.array(name)))
+        """Return a copy of a stored array, on the case's device."""
+        return torch.from_numpy(np.array(self.array(name))).to(self.device)
 
     def matching(self, pattern: str) -> Iterator[re.Match[str]]:
         """Matches of ``pattern`` with whole array names."""
@@ -141,18 +145,19 @@ class Case:
 class Cases:
     """The cases of a folder with a ``manifest.json``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
         self.folder = folder
+        self.device = device
         text = (folder / "manifest.json").read_text(encoding="utf-8")
         self.entries: list[dict[str, Any]] = json.loads(text)["cases"]
         #: what several cases need, such as a trajectory's first step
         self.cache: dict[Any, Any] = {}
 
-    def load(self, entry: Mapping[str, Any]) -> Case:
-        """Read a case's file."""
+    def load(self, entry: Mapping[str, Any], device: torch.device | None = None) -> Case:
+        """Read a case's file; its tensors will be on ``device``, by default that of the cases."""
         with np.load(self.folder / entry["file"], allow_pickle=False) as file:
             arrays = dict(file)
-        return Case(entry["name"], entry, arrays, self)
+        return Case(entry["name"], entry, arrays, self, device=device or self.device)
 
     def beside(self, case: Case, name: str | None = None, array: str | None = None) -> Case:
         """Find the case called ``name``, or the one of ``case``'s group that has ``array``.
@@ -172,7 +177,7 @@ class Cases:
             usual = helpers.golden_dir()
             if usual is not None and usual.resolve() != self.folder.resolve():
                 if "usual" not in self.cache:
-                    self.cache["usual"] = Cases(usual)
+                    self.cache["usual"] = Cases(usual, self.device)
                 return cast("Cases", self.cache["usual"]).beside(case, name, array)
             raise UnknownCaseError(f"it needs case {name or f'{group}* with array {array!r}'}")
         key = ("case", found[0]["file"])

@@ -36,7 +36,7 @@ def _check_scores(case: Case) -> None:
             metrics.confusion_matrix(labels[rows], predictions[rows], case.hyper["n_classes"])
             for rows in (slice(half), slice(half, None))
         ),
-        torch.zeros((), dtype=torch.int64),
+        torch.zeros((), dtype=torch.int64, device=case.device),
     )
     case.exact("confusion", matrix)
     case.close("overall_acc", metrics.pixel_accuracy(matrix) / 100)

@@ -30,7 +30,7 @@ def check(case: Case) -> None:
         hyper["classes_per_step"],
         hyper["output_stride"],
         hyper["pooling_size"],
-    )
+    ).to(case.device)
     for mode in ("eval", "train"):
         network.load_state_dict(state)
         output = network.train(mode == "train")(case.tensor("x"))

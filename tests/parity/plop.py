@@ -58,9 +58,9 @@ def _outputs(maps: Sequence[Tensor], logits: Tensor) -> SimpleNamespace:
 def _pod(method: Method, new: Sequence[Tensor], old: Sequence[Tensor]) -> Tensor:
     """The method's POD term; its other terms see logits of one pixel."""
     n_old = method.n_old
-    logits = torch.zeros(len(new[0]), n_old + method.n_new, 1, 1)
-    method.load_state_dict({"thresholds": torch.ones(n_old)})
-    labels = torch.zeros(len(logits), 1, 1, dtype=torch.int64)
+    logits = new[0].new_zeros(len(new[0]), n_old + method.n_new, 1, 1)
+    method.load_state_dict({"thresholds": logits.new_ones(n_old)})
+    labels = logits.new_zeros((len(logits), 1, 1), dtype=torch.int64)
     batch = Batch(labels, _outputs(new, logits), _outputs(old, logits[:, :n_old]))
     return method.losses(batch)["pod"]
 
@@ -132,7 +132,8 @@ def _check_pseudo_labels(case: Case) -> None:
         (case.tensor(f"median_logits_old_{i}"), case.tensor(f"median_labels_{i}").long())
         for i in numbers
     ]
-    histogram = torch.zeros(n_outputs, hyper["nb_bins"], dtype=torch.int64)
+    shape = (n_outputs, hyper["nb_bins"])
+    histogram = torch.zeros(shape, dtype=torch.int64, device=case.device)
     for old, labels in batches:
         histogram[:n_old] += plop.uncertainty_histogram(
             Upsampled.of(old), labels, n_outputs, hyper["nb_bins"]
@@ -143,7 +144,7 @@ def _check_pseudo_labels(case: Case) -> None:
         method = methods.create("plop", options, n_old, hyper["n_new"])
         method.prepare(_Replay(), iter(batches))
         # The published list goes on with the new classes, which the teacher never predicts.
-        unused = torch.full((n_outputs - n_old,), lowest)
+        unused = torch.full((n_outputs - n_old,), lowest, device=case.device)
         case.close(name, torch.cat([method.state_dict()["thresholds"], unused]), columns=True)
 
     thresholds = case.tensor("thresholds")[:n_old]
@@ -178,7 +179,7 @@ def _check_loss(case: Case, variant: str, options: dict[str, Any], thresholds: T
     student = _outputs(maps, logits)
     teacher = _outputs(_maps(case, "old"), case.tensor("logits_old"))
     terms = method.losses(Batch(case.tensor("labels").long(), student, teacher))
-    zero = torch.zeros(())
+    zero = torch.zeros((), device=case.device)
     parts = [terms["classification"], terms.get("distillation", zero), terms["pod"]]
     total = torch.stack(parts).sum()
     total.backward()

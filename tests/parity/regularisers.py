@@ -63,7 +63,7 @@ def check(case: Case) -> None:
         assert isinstance(method, Regularised)
         if step:
             method.load_importances(importances, previous)
-        network = _Parameters(_stored(case, f"s{step}/t0/p"))
+        network = _Parameters(_stored(case, f"s{step}/t0/p")).to(case.device)
         _compare(case, f"s{step}/t0/p", previous)
         _check_step(case, step, method, network)
         importances = method.importances(network)
@@ -115,7 +115,7 @@ def _check_initial(
 ) -> None:
     """Compare ``p_init``: a view of the live parameters, it was stored as they ended."""
     for name, theirs in _stored(case, f"s{step}/p_init").items():
-        values = [tensors[name].numpy() for tensors in (started, ended)]
+        values = [tensors[name].cpu().numpy() for tensors in (started, ended)]
         difference = min(relative_difference(ours, theirs) for ours in values)
         case.record(f"s{step}/p_init/module.{name}", difference, TOLERANCE)
 
@@ -170,7 +170,7 @@ def _copies(network: nn.Module) -> dict[str, Tensor]:
 def _set(network: nn.Module, values: dict[str, Array], gradients: bool = False) -> None:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            value = torch.from_numpy(values[name].copy())
+            value = torch.from_numpy(values[name].copy()).to(parameter.device)
             if gradients:
                 parameter.grad = value
             else:

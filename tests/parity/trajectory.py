@@ -291,7 +291,7 @@ def train_step(
             records[f"start_cls.{number}.bias"] = classifier.bias.detach().numpy().copy()
     batches = list(_batches(setup, step, dtype))
     recipe = Recipe(1, setup.hyper["lr"][str(step)], len(batches[0][0]), precision="fp32")
-    training = Training(network, teacher, method, recipe, len(batches), torch.device("cpu"))
+    training = Training(network, teacher, method, recipe, len(batches), setup.device)
     method.prepare(teacher, iter(batches))
 
     gradients: dict[str, Tensor] = {}
@@ -326,7 +326,7 @@ def train_step(
     importances = method.importances(network)
     statistics = _statistics(method, network, names, importances)
     small, logits, matrix = _test(setup, step, network, dtype)
-    records["eval_small_logits"] = small.numpy()
+    records["eval_small_logits"] = small.cpu().numpy()
     records["test_mean_iou"] = np.array(metrics.mean_iou(metrics.iou(matrix)) / 100)
     return Step(network, importances, records, statistics, logits, matrix)
 
@@ -351,7 +351,8 @@ def _widened(
 ) -> SegmentationNetwork:
     """Add the stored fresh classifier, and initialise it as the pipeline does."""
     n_new = setup.hyper["classes_per_step"][step]
-    network = widened(old, n_new, seed=0)
+    # Where jobs of their own do it.
+    network = widened(copy.deepcopy(old).cpu(), n_new, seed=0)
     newest = network.classifiers[-1]
     assert newest.bias is not None
     with torch.no_grad():
@@ -359,7 +360,7 @@ def _widened(
         newest.bias.copy_(setup.tensor(f"fresh/cls.{step}.bias"))
     attribution, options = None, dict(preset.init_options)
     if describe_initialisation(preset.init).needs_attribution:
-        masks = setup.tensor("mask").reshape(-1, network.config.head_channels)
+        masks = setup.tensor("mask").cpu().reshape(-1, network.config.head_channels)
         attribution = _choosing(masks, range(old.n_classes, network.n_classes))
         options["grouping"] = "joint" if len(masks) == 1 else "per_class"
         options["fraction"] = float(masks[0].sum()) / masks.shape[1]
@@ -391,11 +392,11 @@ def _pseudo_labels(
     with torch.no_grad():
         logits = teacher.eval()(images).upsampled
     pseudo, share = plop.pseudo_labels(labels, logits, thresholds, n_outputs)
-    unused = torch.full((method.n_new,), method.options["lowest_threshold"])
+    unused = thresholds.new_full((method.n_new,), method.options["lowest_threshold"])
     return {
-        "thresholds": torch.cat([thresholds, unused]).numpy(),
-        f"t{t}_labels_pseudo": pseudo.numpy(),
-        f"t{t}_adaptive": share[:, None, None].numpy(),
+        "thresholds": torch.cat([thresholds, unused]).cpu().numpy(),
+        f"t{t}_labels_pseudo": pseudo.cpu().numpy(),
+        f"t{t}_adaptive": share[:, None, None].cpu().numpy(),
     }
 
 

@@ -1,0 +1,214 @@
+"""Everything that is measured on a GPU, without Snakemake: a section at a time, into one JSON file.
+
+    python benchmarks/gpu.py --minutes 9                     what is missing, until time is up
+    python benchmarks/gpu.py --only training-voc-24 --again
+    python benchmarks/gpu.py --device cpu --tiny --output /tmp/gpu.json     whether it runs at all
+    python benchmarks/gpu.py --docs                          figures into docs/benchmarks.md
+
+The file is written after every section. Run again, it goes on with the sections that it lacks; a
+section that failed says so in the file and is tried again. No section needs another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.on_gpu import (
+    MISSED,
+    Machine,
+    Section,
+    correctness,
+    inference,
+    jobs,
+    losses,
+    start,
+    training,
+    variants,
+)
+from benchmarks.table import NOT_MEASURED, REPOSITORY, Row, into_document, plain, tables
+from ciss.files import write_text
+
+#: in the order in which they are run: what others rest on first, what compiles last
+SECTIONS: dict[str, Section] = {
+    "correctness": correctness.rows,
+    "same-bits": jobs.same_bits,
+    "parity": jobs.parity,
+    "several-processes": jobs.several,
+    "training-voc-24": training.section("voc", 24),
+    "training-ade-24": training.section("ade", 24),
+    "losses": losses.rows,
+    "training-voc-12": training.section("voc", 12),
+    "training-ade-12": training.section("ade", 12),
+    "attribution": inference.attribution_rows,
+    "evaluation": inference.evaluation_rows,
+    "start": jobs.starting,
+    "losses-compiled": losses.compiled_rows,
+    "variants": variants.rows,
+}
+#: what `make bench` shows of them beside its own rows
+SHOWN = ("training-", "losses", "attribution", "evaluation")
+OUTPUT = REPOSITORY / "benchmarks" / "gpu.json"
+BEGIN = "<!-- figures of benchmarks/gpu.py: begin -->"
+END = "<!-- figures of benchmarks/gpu.py: end -->"
+
+
+def about(machine: Machine, command: str) -> dict[str, Any]:
+    """Say where and when a section was measured, and of which source."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    name = torch.cuda.get_device_name(machine.device) if machine.is_gpu else platform.processor()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": name or platform.machine(),
+        "tiny": machine.tiny,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "revision": revision.stdout.strip() or "unknown",
+        "command": command,
+    }
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a file, none where there is no file."""
+    if not path.is_file():
+        return {}
+    sections: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sections"]
+    return sections
+
+
+def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write sections, in the order of ``SECTIONS``, and the rows that ``make bench`` shows."""
+    ordered = {name: sections[name] for name in SECTIONS if name in sections}
+    shown = [section for name, section in ordered.items() if name.startswith(SHOWN)]
+    rows = [row for section in shown for row in section["rows"]]
+    content = {"sections": ordered, "rows": rows}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def run_section(name: str, machine: Machine) -> tuple[list[Row], str]:
+    """Measure one section; returns its rows, as far as it came, and why it ended before."""
+    rows: list[Row] = []
+    try:
+        for row in SECTIONS[name](machine):
+            print(*plain([row]).splitlines()[3:], flush=True)
+            rows.append(row)
+    except (Exception, SystemExit):
+        return rows, traceback.format_exc()
+    finally:
+        if machine.is_gpu:
+            torch.cuda.empty_cache()
+    return rows, ""
+
+
+def measure(arguments: argparse.Namespace, command: str) -> int:
+    """Measure what is missing; returns the exit status."""
+    begun = time.monotonic()
+    device = start(arguments.device, arguments.threads)
+    sections = read(arguments.output)
+    failed = []
+    for name in arguments.only or SECTIONS:
+        if not arguments.again and name in sections and not sections[name]["error"]:
+            continue
+        if arguments.minutes and time.monotonic() - begun > 60 * arguments.minutes:
+            print(f"time is up before {name}; the same command goes on with it")
+            return 3
+        print(f"\n[{time.monotonic() - begun:4.0f} s] {name}", flush=True)
+        with TemporaryDirectory(prefix="ciss-gpu-") as folder:
+            machine = Machine(
+                device,
+                arguments.tiny,
+                arguments.rounds,
+                Path(folder),
+                arguments.workers,
+                arguments.cases,
+            )
+            section_begun = time.monotonic()
+            rows, error = run_section(name, machine)
+            seconds = round(time.monotonic() - section_begun, 1)
+            where = about(machine, command)
+        found = [asdict(row) for row in rows]
+        sections[name] = {**where, "seconds": seconds, "error": error, "rows": found}
+        write(arguments.output, sections)
+        if error:
+            failed.append(name)
+            print(error, flush=True)
+    missed = [
+        row["what"] for s in sections.values() for row in s["rows"] if row["goal"].endswith(MISSED)
+    ]
+    print(f"\nwritten to {arguments.output}; aims that are not met: {len(missed)}")
+    print("\n".join(missed))
+    if failed:
+        print(f"failed, and tried again by the same command: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def markdown(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """The sections for a document; those that are missing say so."""
+    text = []
+    for name in SECTIONS:
+        section = sections.get(name)
+        if section is None:
+            text += [f"**{name}**: {NOT_MEASURED}.", ""]
+            continue
+        rows = [Row(**row) for row in section["rows"]]
+        ended = " It failed before its end." if section["error"] else ""
+        text += [
+            f"**{name}**: {section['date']}, {section['device']}, torch {section['torch']}, CUDA "
+            f"{section['cuda']}, {section['cores']} CPU cores, revision {section['revision']}, "
+            f"{section['seconds']:.0f} s, `{section['command']}`.{ended}",
+            "",
+            tables(rows),
+        ]
+    return "\n".join(text).strip() + "\n"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure, or write the figures into the page of benchmarks."""
+    if arguments.docs:
+        page = REPOSITORY / "docs" / "benchmarks.md"
+        into_document(page, markdown(read(arguments.output)), (BEGIN, END))
+        return 0
+    return measure(arguments, shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
+    made.add_argument("--again", action="store_true", help="sections that are there too")
+    made.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
+    made.add_argument("--tiny", action="store_true", help="smallest sizes: no figure is of use")
+    made.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
+    made.add_argument("--minutes", type=float, default=0, help="begin no section after these")
+    made.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    made.add_argument("--workers", type=int, default=8, help="threads that read images")
+    made.add_argument("--cases", type=Path, help="folder of parity cases with a manifest.json")
+    made.add_argument("--output", type=Path, default=OUTPUT, help="file of the figures")
+    made.add_argument("--docs", action="store_true", help="put the figures in docs/benchmarks.md")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser().parse_args()))
