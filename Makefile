@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help setup demo demo-seeds need-root pets test bench lint format
+.PHONY: help setup demo demo-seeds need-root pets test bench gpu-plan lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make pets        the same methods on real images: make pets ROOT=/data/VOC"
 	@echo "make test        all tests"
 	@echo "make bench       how fast it is, against the published way; on images of yours with ROOT=/data/VOC"
+	@echo "make gpu-plan    experiments as commands, for a machine with a GPU and without Snakemake"
 	@echo "make lint        formatting, lint and types of Python and of the workflow"
 	@echo "make setup       only the environment, in $(VENV)"
 
@@ -48,6 +49,11 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks $(if $(ROOT),--root "$(ROOT)") --output results/benchmarks
+
+# The experiments of configs/gpu.yaml as commands, for a machine with a GPU and without Snakemake.
+gpu-plan: setup
+	@test -n "$(VOC)" && test -n "$(CAMVID)" || { echo "say where images are: make gpu-plan VOC=/data/PascalVOC12 CAMVID=/data/CamVid"; exit 2; }
+	$(BIN)/python benchmarks/without_snakemake.py plan --data "pets=$(VOC)" "camvid=$(CAMVID)" --output results/gpu_plan.json gpu_pets gpu_camvid
 
 lint: setup
 	$(BIN)/ruff check .
