@@ -219,6 +219,7 @@ def base_run(config: Config, dataset: str, method: Variant, where: str) -> str:
     """Name the run of step 0 that an experiment with ``method`` starts from.
 
     That is the method's base objective; or the name of a variant that changes options of step 0.
+    A method in closed form solves a step 0 of its own on that of its objective: ``bce_cfs``.
     Raises ``CissError``, for the scenario ``where``, if these are set for it alone.
     """
     described = methods.describe(method.kind)
@@ -234,7 +235,10 @@ def base_run(config: Config, dataset: str, method: Variant, where: str) -> str:
                 f"set it under datasets.{dataset}.methods"
             )
     plain = base_method(config, dataset, method.kind)
-    return described.base_objective if own.options == plain.options else method.name
+    is_plain = own.options == plain.options
+    if described.closed_form:
+        return f"{described.base_objective}_{method.kind if is_plain else method.name}"
+    return described.base_objective if is_plain else method.name
 
 
 def method_kinds(config: Config) -> dict[str, str]:

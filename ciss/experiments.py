@@ -65,6 +65,11 @@ class Experiment:
         """Whether importances travel beside the model."""
         return methods.describe(self.method.kind).keeps_importances
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether steps are solved and not trained."""
+        return methods.describe(self.method.kind).closed_form
+
     def run_at(self, step: int) -> str:
         """The run under which the artifacts of ``step`` are kept."""
         return self.base_run if step == 0 else self.run
@@ -97,7 +102,13 @@ def parse_experiment(config: Config, name: str) -> Experiment:
             f"experiment '{name}': offline training has no later step, so no initialisation "
             f"of new classifiers; write {'_'.join(parts[:3])}"
         )
-    return Experiment(parts[0], parsed, method, init, step_0)
+    experiment = Experiment(parts[0], parsed, method, init, step_0)
+    if experiment.closed_form and len(parts) == 4:
+        raise CissError(
+            f"experiment '{name}': {method.name} computes its classifiers in closed form, so "
+            f"nothing initialises them; write {'_'.join(parts[:3])}"
+        )
+    return experiment
 
 
 def parse_run(config: Config, dataset: str, scenario_name: str, run: str) -> Experiment:

@@ -280,6 +280,24 @@ def evaluation_batches(
     return _loaded(images, batches[rank::world_size], workers, pin)
 
 
+def single_pass(
+    images: TrainingImages,
+    batch: int,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Yield every training image once, cropped and flipped as in the first epoch, in their order.
+
+    The last batch may be smaller. Processes take turns with whole batches.
+    """
+    keys = [(0, position) for position in range(len(images))]
+    batches = [keys[first : first + batch] for first in range(0, len(keys), batch)]
+    return _loaded(images, batches[rank::world_size], workers, pin)
+
+
 def batches_per_epoch(n_images: int, batch: int) -> int:
     """Return the number of optimiser iterations in an epoch over ``n_images`` images."""
     return max(n_images // batch, 1)

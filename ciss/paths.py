@@ -2,7 +2,8 @@
 
 A *track* is the scenario's name for later steps (``15-1``) and the base name for step 0 (``15``);
 a *run* is method and initialisation (``mib_awt``) for later steps and the base objective (``ce``)
-for step 0. So whatever may share a step 0 finds it under the same path.
+for step 0, with the method (``bce_cfs``) where that solves its classifiers in closed form. So
+whatever may share a step 0 finds it under the same path.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ STEP = "{dataset}/{track}/{run}/seed{seed}/step{step}"
 MODEL = f"{STEP}/model.safetensors"
 HISTORY = f"{STEP}/history.csv"
 IMPORTANCES = f"{STEP}/importances.safetensors"
+#: what the regression of a closed-form method has seen
+RIDGE = f"{STEP}/ridge.safetensors"
 INIT = f"{STEP}/init.safetensors"
 CONFUSION = f"{STEP}/confusion.csv"
 #: of the model in the same folder, for the classes that the next step of ``scenario`` learns

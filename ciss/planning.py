@@ -25,7 +25,7 @@ from ciss.experiments import Experiment, matrix_experiments, matrix_seeds, parse
 
 #: rules whose jobs have a GPU each
 ON_GPU = ["train_base", "train_base_importances", "train_step", "train_step_importances"]
-ON_GPU += ["attribute", "evaluate"]
+ON_GPU += ["solve_base", "solve_step", "attribute", "evaluate"]
 #: other rules that take longer than seconds
 HEAVY = [*ON_GPU, "index", "generate_shapes"]
 _STEP = re.compile(
@@ -145,6 +145,8 @@ class Records:
             return self.images(place["dataset"], place["track"], step, subset)
         if job.rule == "attribute":
             return self.images(place["dataset"], place["scenario"], step + 1, "train")
+        if job.rule.startswith("solve_"):
+            return self.images(place["dataset"], place["track"], step, "train")
         if job.rule.startswith("train_"):
             images = self.images(place["dataset"], place["track"], step, "train")
             epochs = epochs or self._epochs(place["dataset"], place["track"], step)
@@ -191,7 +193,9 @@ def _others(results: Path, listed: set[str]) -> Iterable[Job]:
         rule = "attribute" if path.name.startswith("attribution_") else rules.get(path.name)
         if rule is None or output in listed:
             continue
-        if rule == "train":
+        if rule == "train" and (path.parent / "ridge.safetensors").exists():
+            rule = "solve_step" if path.parent.name != "step0" else "solve_base"
+        elif rule == "train":
             keeps = (path.parent / "importances.safetensors").exists()
             rule = "train_step" if path.parent.name != "step0" else "train_base"
             rule += "_importances" if keeps else ""
@@ -274,7 +278,8 @@ def _sharing(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
     if not chosen:
         return ""
     users = Counter(model for e, seed in chosen for model in _models(e, seed))
-    pending = {job.output for job in jobs if job.pending and job.rule.startswith("train_")}
+    training = ("train_", "solve_")
+    pending = {job.output for job in jobs if job.pending and job.rule.startswith(training)}
     to_train = sum(str(Path(model)) in pending for model in users)
     lines = [
         f"{_count(len(chosen), 'run')} of {_count(len({e.name for e, _ in chosen}), 'experiment')} "

@@ -29,6 +29,11 @@ class ReportedRun(NamedTuple):
         return f"{self.method}_{self.init}" if self.init else self.method
 
     @property
+    def is_solved(self) -> bool:
+        """Whether steps are solved in closed form: step 0 is then the method's own."""
+        return "_" in self.step_0.split("/")[1]
+
+    @property
     def step_0_of_dataset(self) -> str:
         """The shared step 0 as ``comparison.base_steps`` names it: ``voc/15/ce``."""
         return f"{self.dataset}/{self.step_0}"
@@ -165,10 +170,12 @@ def learning_curves(
 ) -> dict[str, pd.DataFrame]:
     """Read the histories of one step for each run, those of all seeds below each other.
 
-    ``partial``: leave out those that are not there.
+    Runs that are solved in closed form have none. ``partial``: leave out those that are not there.
     """
     curves = {}
     for run in runs:
+        if run.is_solved:
+            continue
         files = [run.artifact(folder, paths.HISTORY, seed, step) for seed in seeds]
         tables = [pd.read_csv(path) for path in files if path.is_file() or not partial]
         if tables:

@@ -224,16 +224,18 @@ def is_generated(dataset):
     return "generate" in ciss.config.dataset_entry(CONFIG, dataset)
 
 
-def keepers():
-    """A pattern for the runs whose method keeps importances, variants included."""
+def runs_whose_method(has):
+    """A pattern for the methods and variants whose description ``has`` something."""
     kinds = ciss.config.method_kinds(CONFIG)
-    names = [
-        name for name, kind in kinds.items() if methods.describe(kind).keeps_importances
-    ]
+    names = [name for name, kind in kinds.items() if has(methods.describe(kind))]
     return "|".join(sorted(names))
 
 
-KEEPERS = f"({keepers()})(_[a-z0-9-]+)?"
+#: runs whose method keeps importances, and those that are solved in closed form
+KEEPERS = (
+    f"({runs_whose_method(lambda method: method.keeps_importances)})(_[a-z0-9-]+)?"
+)
+SOLVED = f"({runs_whose_method(lambda method: method.closed_form)})"
 
 
 def own_objectives():

@@ -28,6 +28,12 @@ def weights(wildcards):
             )
 
 
+def trained_base(wildcards):
+    """The model that a step 0 in closed form takes its features from: bce of bce_cfs."""
+    place = {**dict(wildcards.items()), "run": wildcards.run.partition("_")[0]}
+    return at(paths.MODEL.format(**place))
+
+
 def previous(pattern):
     """An input function: the artifact of the step before, under the same experiment and seed."""
 
@@ -64,7 +70,7 @@ def confusions(wildcards):
 
 
 def histories(wildcards):
-    """Histories of the first step that learns new classes."""
+    """Histories of the first step that learns new classes, of the runs that train it."""
     if is_partial(wildcards.report):
         return []
     _, seeds = report_at(wildcards.report)
@@ -73,6 +79,7 @@ def histories(wildcards):
             paths.HISTORY, experiment, seed, min(1, experiment.scenario.n_steps - 1)
         )
         for experiment in report_experiments(wildcards)
+        if not experiment.closed_form
         for seed in seeds
     ]
 

@@ -61,6 +61,13 @@ def preallocation_flags(wildcards):
     return to_flags({"preallocated": later or None})
 
 
+def solved_base_flags(wildcards):
+    """The method of a step 0 in closed form, and those of its options that enter there."""
+    name = wildcards.run.partition("_")[2]
+    method = ciss.config.base_method(CONFIG, wildcards.dataset, name)
+    return to_flags({"method": method.kind}) + option_flags(method.options)
+
+
 #: settings of a recipe that need not be whole numbers
 RECIPE_FRACTIONS = ("lr", "momentum", "power", "weight_decay")
 

@@ -71,7 +71,7 @@ rule train_step:
     benchmark:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
-        run=f"(?!{KEEPERS}/)[a-z0-9-]+(_[a-z0-9-]+)?",
+        run=f"(?!({KEEPERS}|{SOLVED})/)[a-z0-9-]+(_[a-z0-9-]+)?",
         step=STEP_AFTER_0,
     conda:
         "../envs/ciss.yaml"

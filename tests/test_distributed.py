@@ -18,7 +18,7 @@ import torch.distributed as dist
 from helpers import REPOSITORY, relative_difference, run_python
 from torch import Tensor
 
-from ciss import distributed, methods
+from ciss import distributed, methods, ridge
 from ciss.attribution import attribute
 from ciss.checkpoint import load_model
 from ciss.datasets import list_images, open_dataset
@@ -33,6 +33,7 @@ from ciss.loading import (
     TrainingImages,
     deal,
     evaluation_batches,
+    single_pass,
     to_network_input,
 )
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
@@ -154,7 +155,25 @@ def confusion_and_attribution(root: Path) -> dict[str, Any]:
     seen = ((pixels, labels.clamp(max=N_OLD)) for pixels, labels, _ in batches())
     confusion = evaluate(network, seen, CPU)
     inputs = ((to_network_input(pixels), labels.long()) for pixels, labels, _ in batches())
-    return {"confusion": confusion, "attribution": attribute(network, inputs, new)}
+    return {
+        "confusion": confusion,
+        "attribution": attribute(network, inputs, new),
+        "ridge": vars(regression(root)),
+    }
+
+
+def regression(root: Path) -> ridge.Ridge:
+    """The sums of a regression, of which this process brings its share of the images."""
+    network, _ = networks(torch.float32)
+    counts = [N_OLD, N_NEW]
+    generator = torch.Generator().manual_seed(5)
+    expansion, phi = (torch.randn(9, n, generator=generator) for n in (4, N_OLD + N_NEW))
+    network = ridge.with_head(network, expansion, phi, counts)
+    place = {"rank": distributed.rank(), "world_size": distributed.size()}
+    batches = (batch[:2] for batch in single_pass(training_images(root), 3, **place))
+    before = ridge.Ridge.empty(9, sum(counts), CPU)
+    before.gram += 1
+    return ridge.accumulate(before, network, batches, 0.4)
 
 
 def training_images(root: Path) -> TrainingImages:
@@ -223,7 +242,7 @@ def interrupted_before_the_first(root: Path) -> str:
 
 
 def two_processes(folder: Path) -> dict[str, Any]:
-    names = [*methods.names(), STEP_0]
+    names = [*methods.trained_names(), STEP_0]
     root = folder / "shapes"
     return {
         "updates": {name: updates(name) for name in names},
@@ -293,7 +312,7 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
 SAME = 1e-9
 
 
-@pytest.mark.parametrize("name", [*methods.names(), STEP_0])
+@pytest.mark.parametrize("name", [*methods.trained_names(), STEP_0])
 def test_two_processes_train_as_one_does(name: str, two: list[dict[str, Any]]) -> None:
     """Seven images, four here and three there: losses, weights, statistics, importances."""
     ours, theirs = (each["updates"][name] for each in two)
@@ -321,7 +340,7 @@ def test_micro_batches_are_the_same_over_two_processes(
     assert largest_difference(alone, whole) > 1e-3
 
 
-@pytest.mark.parametrize("name", [*methods.names(), STEP_0])
+@pytest.mark.parametrize("name", [*methods.trained_names(), STEP_0])
 def test_with_fixed_statistics_micro_batches_change_nothing(name: str) -> None:
     whole = updates(name, frozen_statistics=True)
     split = updates(name, accumulate=3, frozen_statistics=True)
@@ -344,7 +363,7 @@ def test_processes_stop_together_while_a_method_prepares(two: list[dict[str, Any
         assert "SIGUSR1 while the method looked at the step's images" in each["interrupted"]
 
 
-def test_evaluation_and_attribution_are_those_of_one_process(
+def test_evaluation_attribution_and_regression_are_those_of_one_process(
     two: list[dict[str, Any]], folder: Path
 ) -> None:
     alone = confusion_and_attribution(folder / "shapes")
@@ -356,6 +375,9 @@ def test_evaluation_and_attribution_are_those_of_one_process(
         assert ours.joint_count == theirs.joint_count > 0
         for name in ("sums", "max_sums", "joint_max_sum"):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+        assert torch.equal(each["ridge"]["count"], alone["ridge"]["count"])
+        for name in ("gram", "cross"):
+            torch.testing.assert_close(each["ridge"][name], alone["ridge"][name])
 
 
 def test_an_interrupted_run_of_three_processes_ends_with_the_bits_of_an_undisturbed_one(

@@ -45,7 +45,7 @@ def names(draw: st.DrawFn) -> tuple[str, ...]:
     setup = draw(st.sampled_from(["", "-disjoint", "-partitioned"]))
     method = draw(st.sampled_from([*methods.names(), "mib100"]))
     given_inits = [None, *initialisations.names(), "awt50", "awt-perclass"]
-    init = draw(st.sampled_from(given_inits))
+    init = None if method == "cfs" else draw(st.sampled_from(given_inits))
     scenario = f"{base}-{increment}{order}{setup}"
     if draw(st.integers(0, 9)) == 0:
         scenario, init = f"offline{order}", None
@@ -72,7 +72,7 @@ def test_step_0_is_shared_by_what_is_alike_in_it(
 ) -> None:
     experiments = [parse_experiment(VARIED, "_".join(parts)) for parts in (one, other)]
     models = {paths.artifact(paths.MODEL, e, 1, 0) for e in experiments}
-    alike = {(e.dataset, e.scenario.base_name, e.objective) for e in experiments}
+    alike = {(e.dataset, e.scenario.base_name, e.objective, e.closed_form) for e in experiments}
     assert len(models) == len(alike)
     later = {paths.artifact(paths.MODEL, e, 1, 1) for e in experiments if e.scenario.increment}
     assert len(later) == len({e.name for e in experiments if e.scenario.increment})
@@ -90,6 +90,8 @@ def test_step_0_is_shared_by_what_is_alike_in_it(
         ("voc_15-1_dft", "voc_15-1_ft", False),
         ("voc_15-1_ssul", "voc_15-5_ssul_awt", True),
         ("voc_15-1_ssul", "voc_15-1_lwf-mc", False),
+        ("voc_15-1_cfs", "voc_15-5_cfs", True),
+        ("voc_15-1_cfs", "voc_15-1_lwf-mc", False),
         ("voc_15-1_mib", "voc_15-1-disjoint_mib", False),
         ("voc_15-1_mib", "voc_15-1-partitioned_mib", False),
         ("voc_15-1-partitioned_mib", "voc_15-5-partitioned_ft", True),
@@ -111,7 +113,30 @@ def test_facts_that_the_rules_ask_for() -> None:
     ewc = parse_experiment(CONFIG, "voc_15-1_ewc")
     assert (ewc.needs_attribution, ewc.keeps_importances) == (False, True)
     assert ewc.run_at(0) == "ce-importance"
+    cfs = parse_experiment(CONFIG, "voc_15-1_cfs")
+    assert (cfs.closed_form, cfs.objective, cfs.run_at(0), cfs.run_at(1)) == (
+        True,
+        "bce",
+        "bce_cfs",
+        "cfs",
+    )
     assert paths.artifact(paths.MODEL, ewc, 4, 2) == "voc/15-1/ewc/seed4/step2/model.safetensors"
+
+
+def test_a_variant_that_is_solved_has_a_step_0_of_its_own_where_it_must() -> None:
+    variants = {
+        "cfs-small": {"method": "cfs", "features": 64},
+        "cfs-sure": {"method": "cfs", "uncertainty": 0.3},
+    }
+    config = configuration.checked(configuration.merged(CONFIG, {"methods": variants}))
+    runs = [
+        parse_experiment(config, f"voc_15-1_{name}").run_at(0)
+        for name in ("cfs", "cfs-sure", "cfs-small")
+    ]
+    assert runs == ["bce_cfs", "bce_cfs", "bce_cfs-small"]
+    config["datasets"]["voc"]["scenarios"] = {"15-1": {"methods": {"cfs": {"gamma": 2}}}}
+    with pytest.raises(CissError, match=r"methods\.cfs\.gamma is 2.* step 0 is shared"):
+        parse_experiment(config, "voc_15-1_cfs")
 
 
 def test_runs_that_differ_in_the_share_of_channels_only() -> None:
@@ -167,6 +192,7 @@ def test_options_are_those_of_the_scenario() -> None:
         ("camvid_6-1a_mib", ["'a'", "none"]),
         ("voc_offline_ft_mib", ["write voc_offline_ft"]),
         ("voc_15-1-overlap_mib", ["15-1"]),
+        ("voc_15-1_cfs_awt", ["closed form", "write voc_15-1_cfs"]),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name: str, words: list[str]) -> None:

@@ -427,6 +427,50 @@ def test_a_setting_reruns_what_it_changes(name: str, finished: Path) -> None:
     assert run.jobs == expected
 
 
+def as_if_run(folder: Path, patterns: tuple[str, ...], *names: str) -> list[str]:
+    """Give experiments empty files that count as made; returns those that say all."""
+    config = configuration.read_config(folder / "config.yaml", folder / "tiny.yaml")
+    targets = []
+    for name in names:
+        experiment = experiments.parse_experiment(config, name)
+        for step in range(experiment.scenario.n_steps):
+            for pattern in patterns:
+                path = folder / RESULTS / paths.artifact(pattern, experiment, 1, step)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            path = paths.artifact(paths.CONFUSION, experiment, 1, step)
+            targets.append(f"{RESULTS}/{path}")
+    for path in [*folder.glob(f"{RESULTS}/**/step*/*"), *(folder / target for target in targets)]:
+        path.touch()
+    return targets
+
+
+def test_what_a_change_reruns_of_steps_that_are_solved(changed: Path) -> None:
+    made = (paths.MODEL, paths.RIDGE)
+    targets = as_if_run(changed, made, "shapes_10-5_cfs", "shapes_15-5_cfs")
+    for base in ("10", "15"):
+        model = changed / RESULTS / f"shapes/{base}/bce/seed1/step0/model.safetensors"
+        model.parent.mkdir(parents=True)
+        for path in (model, model.with_name("history.csv")):
+            path.touch()
+    split = [f"{RESULTS}/shapes/{track}/split.csv" for track in ("15", "15-5")]
+    assert tiny(changed, "--cores", 1, *split, dry=False).status == 0
+    done = tiny(changed, "--touch", "--cores", 1, *targets, dry=False)
+    assert done.status == 0, done.output
+    assert tiny(changed, *targets).jobs == {}
+    later = {"solve_step": 3, "evaluate": 3}
+    solved = {"solve_base": 2, "solve_step": 3, "evaluate": 5}
+    scenario = "datasets={shapes: {scenarios: {10-5: {methods: {cfs: {uncertainty: 0.2}}}}}}"
+    for change, expected in {
+        "methods={cfs: {uncertainty: 0.2}}": later,
+        scenario: {"solve_step": 2, "evaluate": 2},
+        "methods={cfs: {features: 512}}": solved,
+        "recipe={later: {lr: 0.1}, momentum: 0.5}": {"train_base": 2, **solved},
+        "recipe={later: {lr: 0.1}}": {},
+    }.items():
+        assert tiny(changed, *targets, "--config", change).jobs == expected, change
+
+
 def test_the_plan_says_what_it_costs_and_runs_nothing(finished: Path) -> None:
     def plan(*arguments: object) -> str:
         run = snakemake(finished, "plan", *arguments, "--configfile", "tiny.yaml")

@@ -36,8 +36,10 @@ def main(arguments: argparse.Namespace) -> None:
     curves = learning_curves(
         arguments.results, runs, arguments.seeds, step=1, partial=arguments.partial
     )
-    made["learning_curve"] = figures.learning_curve(
-        curves, style, y="iou_new", y_label="IoU of the new classes (%)"
+    made["learning_curve"] = (
+        figures.learning_curve(curves, style, y="iou_new", y_label="IoU of the new classes (%)")
+        if curves
+        else figures.nothing_yet("no run that trains its steps", style)
     )
     for name, figure in made.items():
         figures.save(figure, arguments.output / name)

@@ -40,6 +40,7 @@ _FACTS = (
     "base_objective",
     "base_options",
     "keeps_importances",
+    "closed_form",
 )
 
 
@@ -53,12 +54,18 @@ class Description:
     base_objective: str
     base_options: tuple[str, ...]
     keeps_importances: bool
+    closed_form: bool
 
 
 def names() -> tuple[str, ...]:
     """Names of all methods, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
+
+
+def trained_names() -> tuple[str, ...]:
+    """Names of the methods that train by losses and gradients."""
+    return tuple(name for name in names() if not describe(name).closed_form)
 
 
 @cache

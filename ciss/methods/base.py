@@ -45,11 +45,14 @@ class Method:
     default_init: ClassVar[str] = "random"
     #: which step-0 model the method starts from: one of ``ciss.methods.BASE_OBJECTIVES``
     base_objective: ClassVar[str] = "ce"
-    #: options of a method with an objective of its own that step 0 depends on
+    #: options that a step 0 of the method's own depends on, which its scenarios share
     base_options: ClassVar[tuple[str, ...]] = ()
     #: what the network has beside the usual, as ``SegmentationNetwork`` takes it; with ``unknown``
     #: labels tell it from the background. May depend on the options
     network_extras: Mapping[str, bool] = {}
+    #: whether steps are solved (``workflow_scripts/solve.py``) where others are trained: after the
+    #: training of step 0 under its objective, and in place of training at later steps
+    closed_form: ClassVar[bool] = False
     #: whether the teacher's forward pass is needed at steps after 0; may depend on the options
     needs_teacher: bool = True
     #: whether ``importances`` travel from step to step beside the model
