@@ -455,7 +455,7 @@ def test_what_a_change_reruns_of_steps_that_are_solved(changed: Path) -> None:
             path.touch()
     split = [f"{RESULTS}/shapes/{track}/split.csv" for track in ("15", "15-5")]
     assert tiny(changed, "--cores", 1, *split, dry=False).status == 0
-    done = tiny(changed, "--touch", "--cores", 1, *targets, dry=False)
+    done = tiny(changed, "--touch", "--forceall", "--cores", 1, *targets, dry=False)
     assert done.status == 0, done.output
     assert tiny(changed, *targets).jobs == {}
     later = {"solve_step": 3, "evaluate": 3}
