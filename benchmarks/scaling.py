@@ -316,6 +316,28 @@ def images_of(config: Config, records: planning.Records, e: Experiment, step: in
     return float(total * (1 - (1 - shown / e.scenario.n_classes) ** n_new))
 
 
+def _training(
+    run: str, e: Experiment, step: int, model: str, count: float, epochs: int
+) -> Iterator[tuple[str, Work]]:
+    """Yield what makes a step's model, of ``count`` images."""
+    outputs = sum(e.scenario.classes_per_step[: step + 1])
+    closed_form = methods.describe(e.method.kind).closed_form
+    once = Work("solve", e.dataset, f"{model}:once", count, "forward", outputs)
+    if step == 0:
+        yield run, Work("train", e.dataset, model, count * epochs, WITHOUT_TEACHER, outputs)
+        return
+    if closed_form:
+        yield run, once
+        return
+    n_new = e.scenario.classes_per_step[step]
+    method = methods.create(e.method.kind, e.method.options, outputs - n_new, n_new)
+    kind = WITH_TEACHER if method.needs_teacher else WITHOUT_TEACHER
+    if e.method.kind == "plop":
+        kind = "plop"
+        yield run, once  # the pass over the data that finds the thresholds
+    yield run, Work("train", e.dataset, model, count * epochs, kind, outputs)
+
+
 def works(
     config: Config, chosen: Sequence[tuple[Experiment, int]], results: Path
 ) -> Iterator[tuple[str, Work]]:
@@ -329,17 +351,7 @@ def works(
             count = images_of(config, records, e, step)
             outputs = sum(e.scenario.classes_per_step[: step + 1])
             model = paths.artifact(paths.MODEL, e, seed, step)
-            kind = WITHOUT_TEACHER
-            if step:
-                n_new = e.scenario.classes_per_step[step]
-                method = methods.create(e.method.kind, e.method.options, outputs - n_new, n_new)
-                kind = WITH_TEACHER if method.needs_teacher else WITHOUT_TEACHER
-                if e.method.kind == "plop":
-                    kind = "plop"
-                    # The pass over the data that finds the thresholds.
-                    prepared = f"{model}:prepare"
-                    yield run, Work("train", e.dataset, prepared, count, "forward", outputs)
-            yield run, Work("train", e.dataset, model, count * epochs, kind, outputs)
+            yield from _training(run, e, step, model, count, epochs)
             subset = evaluated_images(config, e.dataset)
             tested = records.images(e.dataset, e.scenario.track(step), step, subset)
             tested = tested or TEST_IMAGES.get(config["datasets"][e.dataset]["kind"], 0)

@@ -108,7 +108,7 @@ def test_methods_are_correct_on_the_device(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert missed(correctness.rows(machine)) == []
-    monkeypatch.setattr(methods, "names", lambda: ("mib",))
+    monkeypatch.setattr(methods, "trained_names", lambda: ("mib",))
     alone, whole = correctness.losses_alone, correctness.iteration
 
     def a_little_off(*given: Any, double: bool) -> tuple[torch.Tensor, ...]:

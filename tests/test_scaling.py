@@ -68,8 +68,11 @@ def test_images_are_those_of_published_lists_and_epochs_count() -> None:
     assert (first.images, second.images) == (9568 * 30, 2145 * 30)
     assert (first.kind, second.kind) == (scaling.WITHOUT_TEACHER, scaling.WITH_TEACHER)
     assert [work.kind for work in trainings(of("voc_15-5_ft"))] == [scaling.WITHOUT_TEACHER] * 2
-    prepared = [work for _, work in of("voc_15-5_plop") if work.output.endswith(":prepare")]
-    assert [work.images for work in prepared] == [2145]
+    for name in ("plop", "cfs"):
+        once = [work for _, work in of(f"voc_15-5_{name}") if work.output.endswith(":once")]
+        assert [(work.kind, work.images) for work in once] == [("forward", 2145)]
+    assert [work.kind for work in trainings(of("voc_15-5_plop"))] == ["ft", "plop"]
+    assert len(trainings(of("voc_15-5_cfs"))) == 1
     assert len([1 for _, work in of("voc_15-5_mib_awt") if work.rule == "attribute"]) == 1
 
 

@@ -141,7 +141,7 @@ def rows(machine: Machine) -> Iterator[Row]:
     config = networks.TINY if machine.tiny else NetworkConfig("resnet18")
     batch, crop = (4 if machine.tiny else 8), 64
     cpu = torch.device("cpu")
-    for name in methods.names():
+    for name in methods.trained_names():
         step = step_of(name, config, batch, crop)
         exact = iteration(name, step, cpu, "fp64")
         for precision, none in NONE.items():
