@@ -26,6 +26,7 @@ localrules:
     imagenet_weights,
     prepare,
     split,
+    exemplars,
     transfer,
     table,
     figures,

@@ -48,6 +48,8 @@ class Variant:
     name: str
     kind: str
     options: dict[str, Any]
+    #: images of earlier steps in half of every batch of the later ones; of a method
+    memory: int = 0
 
 
 def read_config(*paths: Path | str) -> Config:
@@ -294,6 +296,7 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
     defaults = registry.describe(kind).defaults
     options = {**defaults, **below, **own}
     options.pop(what, None)
+    memory = _memory(options.pop("memory", 0), name, kind) if what == "method" else 0
     for option, value in options.items():
         if option not in defaults:
             raise CissError(
@@ -306,7 +309,22 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
         if isinstance(defaults[option], float):
             # 10 and 10.0 are one setting: going from one to the other reruns nothing.
             options[option] = float(options[option])
-    return Variant(name, kind, options)
+    return Variant(name, kind, options, memory)
+
+
+def _memory(images: object, name: str, kind: str) -> int:
+    """Check the option that every method has: the number of exemplars."""
+    if isinstance(images, str):
+        images = read_value(images)
+    where = f"methods.{name}.memory is {images!r}"
+    if type(images) is not int or images < 0:
+        raise CissError(f"{where}; give a whole number of images, 0 for no memory")
+    if images and methods.describe(kind).closed_form:
+        raise CissError(
+            f"{where}, but {kind} keeps sums of all pixels and trains on no image again; leave it "
+            "out"
+        )
+    return images
 
 
 def _check_option(key: str, value: object, default: object) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,8 @@ STD = (0.229, 0.224, 0.225)
 Lookup = npt.NDArray[np.uint8]
 #: (top, left, height, width) in pixels
 Box = tuple[int, int, int, int]
+#: epoch, position, and for an exemplar how many times the epoch has had it before
+Key = tuple[int, ...]
 #: image uint8 [3, H, W] (channels last in memory), labels uint8 [H, W], position in the list
 Sample = tuple[Pixels, Pixels, int]
 #: images uint8 [B, 3, H, W] (channels last in memory), labels uint8 [B, H, W], positions int64 [B]
@@ -52,8 +55,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 #: batches that each worker is ahead of the training
 _AHEAD = 2
 
-# Keeps the two uses of one seed apart. It comes first, as trailing zeros do not change a seed.
-_ORDER, _AUGMENTATION = 0, 1
+# Keeps the uses of one seed apart. It comes first, as trailing zeros do not change a seed.
+_ORDER, _AUGMENTATION, _EXEMPLARS = 0, 1, 2
 
 
 class Images(Protocol):
@@ -67,7 +70,8 @@ class TrainingImages:
 
     ``rows`` has the columns ``image`` and ``mask``, relative to ``root``; ``lookup`` is uint8[256]
     from raw mask values to training labels; samples are ``crop`` × ``crop`` pixels. With a
-    ``cache`` nothing is decoded; the samples are the same.
+    ``cache`` nothing is decoded; the samples are the same. Exemplars stand behind the step's own
+    images, which ``len`` counts.
     """
 
     cache: ImageCache | None = None
@@ -82,19 +86,28 @@ class TrainingImages:
         self.lookup = lookup
         self.crop = crop
         self.seed = seed
+        #: tables like ``lookup``, one for each exemplar
+        self.exemplar_lookups: list[Lookup] = []
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.pairs) - len(self.exemplar_lookups)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, position = key
+    def remember(self, rows: pd.DataFrame, lookups: Sequence[Lookup]) -> None:
+        """Add exemplars, each with a table of what is known of its labels."""
+        self.pairs += _pairs(rows)
+        self.exemplar_lookups += lookups
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, position, *again = key
+        beyond = position - len(self)
+        lookup = self.lookup if beyond < 0 else self.exemplar_lookups[beyond]
         pair = self.pairs[position]
         read = self.cache.read_pair(pair) if self.cache else read_pair(self.root, pair)
-        rng = np.random.default_rng([_AUGMENTATION, self.seed, epoch, position])
+        rng = np.random.default_rng([_AUGMENTATION, self.seed, epoch, position, *again])
         box = random_crop_box(rng, *read[1].shape)
         flip = bool(rng.random() < 0.5)
         salient = None if self.saliency is None else self.saliency(read[0], pair[0], box)
-        pixels, labels = crop_and_flip(*read, box, flip, self.crop, self.lookup, salient)
+        pixels, labels = crop_and_flip(*read, box, flip, self.crop, lookup, salient)
         return pixels, labels, position
 
 
@@ -176,6 +189,10 @@ class EpochBatches:
     taken twice. ``batch`` counts the images of all processes together; with ``world_size``
     processes each takes every ``world_size``-th image of each micro-batch (see ``deal``).
     ``start`` batches are skipped.
+
+    With ``exemplars``, which stand behind the images, half of every micro-batch is of them, in the
+    place of as many images: an epoch has as many batches as without. They come in turns, each
+    before any comes again, in an order drawn for the epoch.
     """
 
     def __init__(
@@ -189,7 +206,9 @@ class EpochBatches:
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        exemplars: int = 0,
     ) -> None:
+        self.exemplars = exemplars
         self.n_images = n_images
         self.batch = batch
         self.seed = seed
@@ -202,16 +221,33 @@ class EpochBatches:
     def __len__(self) -> int:
         return max(batches_per_epoch(self.n_images, self.batch) - self.start, 0)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
         rng = np.random.default_rng([_ORDER, self.seed, epoch])
         order = rng.permutation(self.n_images)
         sizes = micro_batches(self.n_images, self.batch, self.accumulate)
+        remembered = self._remembered(self.start * sum(size // 2 for size in sizes))
         for number in range(self.start, batches_per_epoch(self.n_images, self.batch)):
             chosen = order[number * self.batch : (number + 1) * self.batch]
-            parts = np.split(np.resize(chosen, sum(sizes)), np.cumsum(sizes)[:-1])
-            mine = np.concatenate([part[self.rank :: self.world_size] for part in parts])
-            yield [(epoch, int(position)) for position in mine]
+            whole: list[Key] = [
+                (epoch, position) for position in np.resize(chosen, sum(sizes)).tolist()
+            ]
+            keys: list[Key] = []
+            for size in sizes:
+                part, whole = whole[:size], whole[size:]
+                if self.exemplars:
+                    part[size - size // 2 :] = [next(remembered) for _ in range(size // 2)]
+                keys += part[self.rank :: self.world_size]
+            yield keys
+
+    def _remembered(self, skipped: int) -> Iterator[Key]:
+        """Yield keys of exemplars without end, from number ``skipped`` of the epoch on."""
+        rng = np.random.default_rng([_EXEMPLARS, self.seed, self.epoch])
+        for again in count():
+            order = rng.permutation(self.exemplars) + self.n_images
+            passed, skipped = skipped, max(skipped - self.exemplars, 0)
+            for position in order[passed:].tolist():
+                yield self.epoch, position, again
 
 
 class TrainingBatches:
@@ -254,6 +290,7 @@ class TrainingBatches:
             self.images.seed,
             epoch,
             start,
+            exemplars=len(self.images.exemplar_lookups),
             **self._places,
         )
         return _loaded(self.images, keys, self.workers, self.pin)

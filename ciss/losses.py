@@ -94,16 +94,24 @@ def log_sums(logits: Tensor, n_old: int) -> LogSums:
 
 
 def unbiased_cross_entropy(
-    logits: Tensor, labels: Tensor, n_old: int, sums: LogSums | None = None
+    logits: Tensor,
+    labels: Tensor,
+    n_old: int,
+    sums: LogSums | None = None,
+    *,
+    knows_old: bool = False,
 ) -> Tensor:
     """Cross-entropy in which background stands for background or any old class; 0 at void.
 
-    Cermelli et al., Modeling the Background. A label of an old class counts as background.
+    Cermelli et al., Modeling the Background. A label of an old class counts as background, as
+    published; with ``knows_old``, where exemplars bring such labels, the class stands for itself.
     ``sums`` may be given where they are known already.
     """
     logits = full_precision(logits)
     sums = sums or log_sums(logits, n_old)
-    chosen = torch.where(labels < n_old, sums.old, label_logits(logits, labels))
+    chosen = torch.where(
+        labels < (1 if knows_old else n_old), sums.old, label_logits(logits, labels)
+    )
     return without_void(sums.all - chosen, labels)
 
 

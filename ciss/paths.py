@@ -19,6 +19,8 @@ MAPS_FINGERPRINT = "{dataset}/saliency_{method}.json"
 SPLIT = "{dataset}/{track}/split.csv"
 #: counts and hashes of a split's lists of images
 MANIFEST = "{dataset}/{track}/manifest.csv"
+#: images of earlier steps that each later step trains on again
+EXEMPLARS = "{dataset}/{track}/exemplars_{images}_seed{seed}.csv"
 STEP = "{dataset}/{track}/{run}/seed{seed}/step{step}"
 MODEL = f"{STEP}/model.safetensors"
 HISTORY = f"{STEP}/history.csv"

@@ -128,9 +128,10 @@ def pseudo_labels(
 
     Returns labels [B, H, W], void where the teacher is not confident, and the share [B] of each
     image's background pixels where it is (the paper's ν). The share is 0 for an image without
-    background, as published: such an image does not train the classifier.
+    background, as published: such an image does not train the classifier. An old class that is
+    labelled, as in an exemplar, stays.
     """
-    old = labels < teacher_logits.maps.shape[1]
+    old = labels == 0
     uncertainty, predicted = old_predictions(teacher_logits, n_outputs)
     confident = old & (uncertainty < thresholds[predicted])
     result = torch.where(confident, predicted, labels.masked_fill(old, VOID))

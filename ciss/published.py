@@ -211,6 +211,8 @@ def _departures_later(
     found = _differences(ours, wanted)
     preset = configuration.preset_settings(config, experiment.dataset, experiment.scenario)
     method, init = experiment.method, experiment.init
+    if method.memory:
+        found.append(f"methods.{method.name}.memory is {method.memory} (published: none)")
     own = _file()["scenarios"].get(kind, {}).get(experiment.scenario.name, {})
     for section, variant, registry in (
         ("methods", method, methods),

@@ -169,6 +169,10 @@ def split_run(run: str) -> tuple[str, str]:
 def pretty_name(method: str, init: str = "") -> str:
     """Name of a run in print: ``mib`` and ``awt`` become ``MiB + AWT``; unknown ones stay."""
     name = METHOD_NAMES.get(method, method)
+    known = method.removesuffix("-m")
+    if known != method and known in METHOD_NAMES:
+        # As the papers call a method with a memory: SSUL-M.
+        name = f"{METHOD_NAMES[known]}-M"
     return f"{name} + {INIT_NAMES.get(init, init)}" if init else name
 
 

@@ -112,6 +112,7 @@ wildcard_constraints:
     run="[a-z0-9-]+(_[a-z0-9-]+)?",
     seed="[0-9]+",
     step="[0-9]+",
+    images="[1-9][0-9]*",
     report="[a-zA-Z0-9_-]+",
 
 

@@ -71,6 +71,29 @@ rule split:
         " --output {output.split:q} --manifest {output.manifest:q} --log {log:q}"
 
 
+rule exemplars:
+    """Choose the images of earlier steps that later ones train on again; methods share them."""
+    input:
+        index=at(paths.INDEX),
+        splits=splits_of_all_steps,
+    output:
+        at(paths.EXEMPLARS),
+    log:
+        at("{dataset}/{track}/logs/exemplars_{images}_seed{seed}.log"),
+    benchmark:
+        at("{dataset}/{track}/benchmarks/exemplars_{images}_seed{seed}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    params:
+        program=program("exemplars.py"),
+        settings=scenario_flags,
+        runtime=root_flags,
+    shell:
+        "{params.program:q} --index {input.index:q} --splits {input.splits:q}"
+        " --images {wildcards.images} --seed {wildcards.seed} {params.settings:q}"
+        " {params.runtime:q} --output {output:q} --log {log:q}"
+
+
 rule imagenet_weights:
     """Download an encoder's ImageNet weights."""
     output:

@@ -44,6 +44,24 @@ def previous(pattern):
     return find
 
 
+def splits_of_all_steps(wildcards):
+    """The splits of step 0, which scenarios share, and of a scenario's later steps."""
+    scenario = scenario_of(wildcards)
+    tracks = [scenario.track(0), scenario.track(1)]
+    return [
+        at(paths.SPLIT.format(dataset=wildcards.dataset, track=track))
+        for track in tracks
+    ]
+
+
+def exemplars(wildcards):
+    """The exemplars of a run whose method has a memory, or none."""
+    images = experiment_of(wildcards).method.memory
+    if not images:
+        return []
+    return at(paths.EXEMPLARS.format(images=images, **dict(wildcards.items())))
+
+
 def previous_importances(wildcards):
     if not experiment_of(wildcards).keeps_importances:
         return []

@@ -36,15 +36,20 @@ def index_flags(wildcards):
     return dataset_flags(wildcards.dataset) + to_flags({"files": spelled})
 
 
-def split_flags(wildcards):
+def scenario_flags(wildcards):
     scenario = scenario_of(wildcards)
-    steps = [0] if is_base(wildcards.track) else range(1, scenario.n_steps)
     spelled = (
         f"{scenario.base}-{scenario.increment}" if scenario.increment else "offline"
     )
     return dataset_flags(wildcards.dataset, scenario.order) + to_flags(
-        {"scenario": spelled, "setup": scenario.setup, "steps": list(steps)}
+        {"scenario": spelled, "setup": scenario.setup}
     )
+
+
+def split_flags(wildcards):
+    last = scenario_of(wildcards).n_steps
+    steps = [0] if is_base(wildcards.track) else range(1, last)
+    return scenario_flags(wildcards) + to_flags({"steps": list(steps)})
 
 
 def network_flags(wildcards):

@@ -63,6 +63,7 @@ rule train_step:
         teacher=previous(paths.MODEL),
         split=at(paths.SPLIT),
         importances=previous_importances,
+        exemplars=exemplars,
     output:
         model=at(paths.MODEL),
         history=at(paths.HISTORY),
@@ -92,6 +93,7 @@ rule train_step:
             {
                 "importances": input.get("importances") or None,
                 "importances_out": output.get("importances"),
+                "exemplars": input.get("exemplars") or None,
             }
         ),
         progress=progress_file,

@@ -176,11 +176,14 @@ def regression(root: Path) -> ridge.Ridge:
     return ridge.accumulate(before, network, batches, 0.4)
 
 
-def training_images(root: Path) -> TrainingImages:
+def training_images(root: Path, remember: bool = False) -> TrainingImages:
     dataset = open_dataset("shapes", "shapes", root)
     rows = pd.DataFrame(list_images(dataset)["train"], columns=["image", "mask"])
     lookup = training_lookup(dataset.lookup, range(N_OLD, N_OLD + N_NEW))
-    return TrainingImages(root, rows, lookup, RECIPE.crop, seed=3)
+    images = TrainingImages(root, rows, lookup, RECIPE.crop, seed=3)
+    if remember:
+        images.remember(rows[:3], [training_lookup(dataset.lookup, range(1, N_OLD))] * 3)
+    return images
 
 
 def started(name: str) -> Training:
@@ -189,8 +192,11 @@ def started(name: str) -> Training:
     return Training(network, teacher, method, RECIPE, RECIPE.epochs * 2, CPU)
 
 
-def finish(training: Training, root: Path, progress: Progress) -> dict[str, Any]:
-    history = train(training, training_images(root), Runtime(), progress, StopRequest())
+def finish(
+    training: Training, root: Path, progress: Progress, remember: bool = False
+) -> dict[str, Any]:
+    images = training_images(root, remember)
+    history = train(training, images, Runtime(), progress, StopRequest())
     measured = ["images_per_second", "seconds", "memory_mb"]
     return {
         "network": training.network.state_dict(),
@@ -215,7 +221,7 @@ def not_finite(root: Path) -> str:
     return str(error.value)
 
 
-def interrupted(training: Training, root: Path, progress: Progress) -> None:
+def interrupted(training: Training, root: Path, progress: Progress, remember: bool = False) -> None:
     """Stop after the third iteration because the last process alone was asked to."""
     stop, update = StopRequest(), training.update
 
@@ -227,7 +233,7 @@ def interrupted(training: Training, root: Path, progress: Progress) -> None:
 
     training.update = watched  # type: ignore[method-assign]
     with pytest.raises(InterruptedTrainingError, match="SIGTERM after iteration 3 of 4"):
-        train(training, training_images(root), Runtime(), progress, stop)
+        train(training, training_images(root, remember), Runtime(), progress, stop)
 
 
 def interrupted_before_the_first(root: Path) -> str:
@@ -255,7 +261,7 @@ def two_processes(folder: Path) -> dict[str, Any]:
 
 
 def three_processes(folder: Path) -> dict[str, Any]:
-    """Eight images a batch, shared as 3, 3 and 2."""
+    """Eight images a batch, shared as 3, 3 and 2; the same with exemplars."""
     root = folder / "shapes"
     undisturbed = finish(started("plop"), root, Progress(folder / "undisturbed", "plop"))
     progress = Progress(folder / "progress", "plop")
@@ -263,7 +269,13 @@ def three_processes(folder: Path) -> dict[str, Any]:
     if distributed.is_main():
         (folder / "copy").write_bytes((folder / "progress").read_bytes())
     resumed = finish(started("plop"), root, progress)
-    return {"undisturbed": undisturbed, "resumed": resumed}
+    remembered = Progress(folder / "with exemplars", "mib")
+    interrupted(started("mib"), root, remembered, remember=True)
+    return {
+        "undisturbed": undisturbed,
+        "resumed": resumed,
+        "with exemplars": finish(started("mib"), root, remembered, remember=True),
+    }
 
 
 # --- Starting them ---------------------------------------------------------------------------
@@ -399,6 +411,16 @@ def test_an_interrupted_run_of_three_processes_ends_with_the_bits_of_an_undistur
     assert difference < 1e-2
     assert alone["history"]["iou_new"] == pytest.approx(expected["history"]["iou_new"], abs=1)
     assert alone["images"] == pytest.approx([16, 16])
+    # Half of each batch from the memory, shared and resumed: what one undisturbed process does.
+    undisturbed = finish(started("mib"), folder / "shapes", Progress(None, ""), remember=True)
+    for each in results:
+        theirs = each["with exemplars"]
+        assert largest_difference(theirs["network"], undisturbed["network"]) < 1e-2
+        assert theirs["images"] == pytest.approx([16, 16])
+        for name, value in results[0]["with exemplars"]["network"].items():
+            assert torch.equal(theirs["network"][name], value), name
+    plain = finish(started("mib"), folder / "shapes", Progress(None, ""))
+    assert largest_difference(plain["network"], undisturbed["network"]) > 0.02
 
 
 # --- Starting and ending ----------------------------------------------------------------------

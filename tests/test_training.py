@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import random
 import runpy
@@ -167,6 +168,38 @@ def test_workers_change_nothing_interrupted_or_not(
     progress = Progress(tmp_path / "progress.pt", "plop")
     interrupt(start("plop"), images, progress, N_BATCHES + 1, workers=2)
     resumed = start("plop")
+    assert_same_run((resumed, finish(resumed, images, progress, workers=2)), expected)
+
+
+def test_an_interrupted_run_with_exemplars_ends_with_the_bits_of_an_undisturbed_one(
+    root: Path, start: Callable[..., Training], tmp_path: Path
+) -> None:
+    dataset = open_dataset("shapes", "shapes", root)
+    rows = pd.DataFrame(list_images(dataset)["train"], columns=["image", "mask"])
+    new, old = range(N_BASE + 1, N_BASE + 1 + N_NEW), range(1, N_BASE + 1)
+    images = TrainingImages(root, rows[5:], training_lookup(dataset.lookup, new), 32, seed=3)
+    images.remember(rows[:5], [training_lookup(dataset.lookup, old)] * 5)
+    seen: list[torch.Tensor] = []
+
+    def start_with() -> Training:
+        training = start("mib", dataclasses.replace(RECIPE, epochs=4, batch=6))
+        training.method.has_exemplars = True
+        training.iterations = 4 * 2
+        return training
+
+    undisturbed = start_with()
+    update = undisturbed.update
+    undisturbed.update = lambda *batch: (seen.append(batch[1]), update(*batch))[1]  # type: ignore[method-assign]
+    expected = (undisturbed, finish(undisturbed, images))
+    assert len(seen) == 8
+    for labels in seen:
+        assert labels.shape[0] == 6
+        shown = [set(each.unique().tolist()) - {0, 255} for each in labels]
+        assert all(each <= {*new} for each in shown[:3])
+        assert all(each <= {*old} for each in shown[3:])
+    progress = Progress(tmp_path / "progress.pt", "mib")
+    interrupt(start_with(), images, progress, 5)
+    resumed = start_with()
     assert_same_run((resumed, finish(resumed, images, progress, workers=2)), expected)
 
 

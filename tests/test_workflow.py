@@ -471,6 +471,36 @@ def test_what_a_change_reruns_of_steps_that_are_solved(changed: Path) -> None:
         assert tiny(changed, *targets, "--config", change).jobs == expected, change
 
 
+def test_what_a_memory_reruns(changed: Path) -> None:
+    """The choice and later steps; methods share the choice, and step 0 is that without a memory."""
+    memory = "methods={mib-m: {method: mib, memory: 6}, ft-m: {method: ft, memory: 6}}"
+    names = ("mib-m", "mib-m_awt", "ft-m")
+    config = configuration.read_config(changed / "config.yaml", changed / "tiny.yaml")
+    config["methods"] |= {f"{m}-m": {"method": m, "memory": 6} for m in ("mib", "ft")}
+    targets = [
+        f"{RESULTS}/{paths.artifact(paths.CONFUSION, experiment, 1, 2)}"
+        for name in names
+        for experiment in [experiments.parse_experiment(config, f"shapes_10-5_{name}")]
+    ]
+    new = {"exemplars": 1, "transfer": 6, "train_step": 6, "evaluate": 3, "attribute": 1}
+    assert tiny(changed, *targets, "--config", memory).jobs == new
+    other = memory.replace("mib, memory: 6", "mib, memory: 7")
+    assert tiny(changed, *targets, "--config", other).jobs == {**new, "exemplars": 2}
+
+    one = targets[:1]
+    run = tiny(changed, "--cores", 1, *one, "--config", memory, dry=False)
+    assert run.status == 0, run.output
+    assert run.jobs == {"exemplars": 1, "transfer": 2, "train_step": 2, "evaluate": 1}
+    folder = changed / RESULTS / "shapes/10-5"
+    chosen = read_table(folder / "exemplars_6_seed1.csv")
+    assert chosen.groupby("step").size().tolist() == [6, 6]
+    log = (folder / "mib-m/seed1/step2/logs/train.log").read_text()
+    assert "half of each batch from 6 images of earlier steps" in log
+    assert tiny(changed, *one, "--config", memory).jobs == {}
+    again = {"exemplars": 1, "transfer": 1, "train_step": 2, "evaluate": 1}
+    assert tiny(changed, *one, "--config", other).jobs == again
+
+
 def test_the_plan_says_what_it_costs_and_runs_nothing(finished: Path) -> None:
     def plan(*arguments: object) -> str:
         run = snakemake(finished, "plan", *arguments, "--configfile", "tiny.yaml")

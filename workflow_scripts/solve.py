@@ -84,6 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
         "dataset": dataset.name,
         "classes": dataset.classes[:n_classes],
         "order": arguments.order,
+        "kind": arguments.kind,
         "background": arguments.background,
         "values": arguments.values,
         "void": arguments.void,

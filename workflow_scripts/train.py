@@ -18,7 +18,7 @@ import repository  # noqa: F401
 import torch
 from torch import nn
 
-from ciss import distributed, methods, saliency, scripting, splits
+from ciss import distributed, exemplars, methods, saliency, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
@@ -94,6 +94,13 @@ def check_extras(method: Method, network: SegmentationNetwork) -> None:
         )
 
 
+def exemplars_of(arguments: argparse.Namespace) -> pd.DataFrame | None:
+    """Return the images of earlier steps that this one trains on again, if it has any."""
+    if arguments.exemplars is None:
+        return None
+    return exemplars.select(exemplars.read_exemplars(arguments.exemplars), arguments.step)
+
+
 def saliency_of(
     method: Method, arguments: argparse.Namespace, images: TrainingImages
 ) -> saliency.Saliency | None:
@@ -146,6 +153,11 @@ def main(arguments: argparse.Namespace) -> None:
     new = range(max(n_old, 1), network.n_classes)
     lookup = training_lookup(dataset.lookup, new)
     images = TrainingImages(dataset.root, rows, lookup, recipe.crop, arguments.seed)
+    remembered = exemplars_of(arguments)
+    if remembered is not None:
+        known = exemplars.lookups(dataset, remembered["known"], network.classes_per_step)
+        images.remember(remembered, known)
+        method.has_exemplars = True
     check_extras(method, network)
     images.saliency = saliency_of(method, arguments, images)
     if arguments.importances is not None and teacher is not None:
@@ -155,6 +167,8 @@ def main(arguments: argparse.Namespace) -> None:
     # What `auto` means depends on the device: progress in another precision is another recipe's.
     precision = str(training.dtype).removeprefix("torch.")
     about = {**facts(arguments, recipe, rows, lookup), "precision": precision}
+    if remembered is not None:
+        about["exemplars"] = exemplars.exemplars_hash(remembered)
     names = ", ".join(dataset.classes[label] for label in new)
     log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
@@ -165,6 +179,8 @@ def main(arguments: argparse.Namespace) -> None:
         min(together),
         distributed.size(),
     )
+    if remembered is not None:
+        log.info("half of each batch from %d images of earlier steps", len(remembered))
     progress = Progress(arguments.progress, identity({**about, "init": digest(arguments)}))
     for path in (arguments.output, arguments.history, arguments.importances_out):
         if path is not None:
@@ -251,6 +267,7 @@ if __name__ == "__main__":
     parser.add_argument("--init", type=Path, help="widened network to start from (steps after 0)")
     parser.add_argument("--teacher", type=Path, help="model of the step before (steps after 0)")
     parser.add_argument("--weights", type=Path, help="encoder to start from (step 0)")
+    parser.add_argument("--exemplars", type=Path, help="images of earlier steps to train on again")
     parser.add_argument("--importances", type=Path, help="importances of the step before")
     parser.add_argument("--importances-out", type=Path, help="importances to write")
     parser.add_argument("--output", type=Path, required=True, help="model to write")

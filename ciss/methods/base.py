@@ -66,6 +66,8 @@ class Method:
                     self.options[name] = value
         self.n_old = n_old
         self.n_new = n_new
+        #: whether batches have exemplars, whose labels show old classes
+        self.has_exemplars = False
 
     def trained(self, network: nn.Module) -> Mapping[str, float] | None:
         """Say what trains: names of modules or parameters with factors on the learning rate.

@@ -30,6 +30,8 @@ class ModelingTheBackground(Method):
         sums = losses.log_sums(logits, self.n_old)
         distillation = losses.unbiased_distillation(logits, teacher_logits, sums)
         return {
-            "classification": losses.unbiased_cross_entropy(logits, labels, self.n_old, sums),
+            "classification": losses.unbiased_cross_entropy(
+                logits, labels, self.n_old, sums, knows_old=self.has_exemplars
+            ),
             "distillation": self.options["distillation"] * distillation,
         }

@@ -1,4 +1,4 @@
-"""SSUL (Cha et al., Semantic Segmentation with Unknown Label, NeurIPS 2021), without memory."""
+"""SSUL (Cha et al., Semantic Segmentation with Unknown Label, NeurIPS 2021)."""
 
 from __future__ import annotations
 

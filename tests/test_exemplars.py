@@ -1,0 +1,285 @@
+"""Exemplar memory: which images, what is known of their labels, and half of every batch of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import REPOSITORY
+
+from ciss import exemplars, losses, plop, splits
+from ciss.config import checked, merged, read_config
+from ciss.datasets import Dataset, list_images, open_dataset
+from ciss.datasets.shapes import generate
+from ciss.errors import CissError
+from ciss.experiments import parse_experiment
+from ciss.index import build_index
+from ciss.labels import training_lookup
+from ciss.loading import EpochBatches, TrainingBatches, TrainingImages, micro_batches
+from ciss.pixelwise import Upsampled
+from ciss.published import match
+from ciss.scenarios import SETUPS, Scenario, parse_scenario
+from ciss.style import pretty_name
+
+IMAGES, SEED = 24, 3
+
+
+class Data(NamedTuple):
+    dataset: Dataset
+    index: pd.DataFrame
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    root = tmp_path_factory.mktemp("exemplars") / "shapes"
+    generate(root, train=220, val=40, size=32, seed=0)
+    dataset = open_dataset("shapes", "shapes", root)
+    return Data(dataset, build_index(dataset))
+
+
+def protocol(data: Data, setup: str, name: str = "10-2") -> tuple[Scenario, pd.DataFrame]:
+    scenario = parse_scenario(name, 20, setup)
+    return scenario, splits.split(data.index, data.dataset, scenario, range(scenario.n_steps))
+
+
+def chosen(data: Data, setup: str, images: int = IMAGES, seed: int = SEED) -> pd.DataFrame:
+    scenario, rows = protocol(data, setup)
+    return exemplars.choose(data.index, data.dataset, scenario, rows, images, seed)
+
+
+def shown(data: Data) -> dict[str, set[int]]:
+    present = splits.presence(data.index, data.dataset)
+    return {
+        image: set(np.flatnonzero(row)) - {0}
+        for image, row in zip(data.index["image"], present, strict=True)
+    }
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_nothing_is_remembered_that_the_learner_could_not_know(setup: str, data: Data) -> None:
+    """Each exemplar was in the step before, and its labels are of steps that trained on it."""
+    scenario, rows = protocol(data, setup)
+    table, classes = chosen(data, setup), shown(data)
+    trained = {
+        step: set(splits.select(rows, step, "train")["image"]) for step in range(scenario.n_steps)
+    }
+    masks = dict(zip(data.index["image"], data.index["mask"], strict=True))
+    before: dict[str, set[int]] = {}
+    for step in range(1, scenario.n_steps):
+        part = exemplars.select(table, step)
+        assert len(part) == IMAGES
+        assert part["image"].is_unique
+        now = {}
+        for row in part.itertuples():
+            known = {int(word) for word in row.known.split()}
+            assert row.mask == masks[row.image]
+            assert row.image in before or row.image in trained[step - 1]
+            # All steps for which it was kept, and those that saw it again meanwhile.
+            expected = before.get(row.image, set()) | {
+                s for s in (step - 1, step) if row.image in trained[s]
+            }
+            assert known == expected
+            own = next(s for s in range(step) if row.chosen_for in scenario.new_classes(s))
+            assert own in known
+            assert row.chosen_for in classes[row.image]
+            now[row.image] = known
+        before = now
+    if setup == "partitioned":
+        assert table["known"].str.fullmatch(r"\d").all()
+    if setup == "overlapped":
+        assert table["known"].str.contains(" ").any()
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_classes_have_equally_many(setup: str, data: Data) -> None:
+    scenario, _ = protocol(data, setup)
+    for step, part in chosen(data, setup).groupby("step"):
+        counts = Counter(part["chosen_for"])
+        quota = IMAGES / len(scenario.seen_classes(step - 1))
+        assert sorted(counts) == list(scenario.seen_classes(step - 1))
+        assert set(counts.values()) <= {math.floor(quota), math.ceil(quota)}
+
+
+def test_where_a_class_runs_out_the_others_fill_the_memory(data: Data) -> None:
+    scenario, rows = protocol(data, "partitioned")
+    few = rows[(rows["step"] != 1) | (rows["subset"] != "train") | (rows.index % 4 == 0)]
+    table = exemplars.choose(data.index, data.dataset, scenario, few, 60, SEED)
+    part = exemplars.select(table, 2)
+    counts = Counter(part["chosen_for"])
+    kept = len(splits.select(few, 1, "train"))
+    assert counts[11] + counts[12] <= kept < 10
+    assert len(part) == 60
+    everything = exemplars.choose(data.index, data.dataset, scenario, few, 10**4, SEED)
+    first = splits.select(few, 0, "train")
+    assert sorted(exemplars.select(everything, 1)["image"]) == sorted(first["image"])
+
+
+def test_the_choice_is_that_of_the_seed(data: Data, tmp_path: Path) -> None:
+    table = chosen(data, "overlapped")
+    pd.testing.assert_frame_equal(chosen(data, "overlapped"), table)
+    scenario, rows = protocol(data, "overlapped")
+    shuffled = data.index.sample(frac=1, random_state=0)
+    again = exemplars.choose(
+        shuffled, data.dataset, scenario, rows.sample(frac=1, random_state=1), IMAGES, SEED
+    )
+    pd.testing.assert_frame_equal(again, table)
+    assert not chosen(data, "overlapped", seed=SEED + 1).equals(table)
+    exemplars.write_exemplars(tmp_path / "e.csv", table)
+    pd.testing.assert_frame_equal(exemplars.read_exemplars(tmp_path / "e.csv"), table)
+    splits.write_split(tmp_path / "s.csv", rows)
+    with pytest.raises(CissError, match="does not list exemplars: its columns are step, subset"):
+        exemplars.read_exemplars(tmp_path / "s.csv")
+    with pytest.raises(CissError, match="no exemplars for step 9"):
+        exemplars.select(table, 9)
+
+
+# --- Batches --------------------------------------------------------------------------------
+
+
+def training_images(data: Data, remember: int) -> TrainingImages:
+    rows = pd.DataFrame(list_images(data.dataset)["train"][:40], columns=["image", "mask"])
+    images = TrainingImages(
+        data.dataset.root, rows, training_lookup(data.dataset.lookup, range(13, 15)), 32, seed=5
+    )
+    if remember:
+        table = exemplars.select(chosen(data, "overlapped", images=remember), 2)
+        known = exemplars.lookups(data.dataset, table["known"], [11, 2, 2])
+        images.remember(table, known)
+    return images
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "n_images"), [(8, 1, 40), (9, 2, 40), (16, 4, 7)])
+def test_half_of_every_batch_is_of_exemplars(batch: int, accumulate: int, n_images: int) -> None:
+    n_exemplars = 5
+    sizes = micro_batches(n_images, batch, accumulate)
+    plain = list(EpochBatches(n_images, batch, 1, 2, accumulate=accumulate))
+    mixed = list(EpochBatches(n_images, batch, 1, 2, accumulate=accumulate, exemplars=n_exemplars))
+    assert len(mixed) == len(plain)
+    drawn = []
+    for with_them, without in zip(mixed, plain, strict=True):
+        first = 0
+        for size in sizes:
+            part, was = with_them[first : first + size], without[first : first + size]
+            first += size
+            of_memory = [key for key in part if key[1] >= n_images]
+            assert len(of_memory) == size // 2
+            # What is not of the memory is as without it.
+            assert part[: size - size // 2] == was[: size - size // 2]
+            drawn += of_memory
+    # In turns: each equally often, give or take one, and no crop twice.
+    times = Counter(key[1] for key in drawn)
+    assert set(times) == set(range(n_images, n_images + n_exemplars)) or len(drawn) < n_exemplars
+    assert max(times.values()) - min(times.values()) <= 1
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_batches_are_the_same_shared_and_resumed() -> None:
+    def keys(epoch: int = 2, **place: int) -> list:
+        return list(EpochBatches(40, 12, 1, epoch, accumulate=2, exemplars=7, **place))
+
+    whole = keys()
+    assert keys(start=2) == whole[2:]
+    shares = [keys(rank=rank, world_size=3) for rank in range(3)]
+    for number, batch in enumerate(whole):
+        assert sorted(key for share in shares for key in share[number]) == sorted(batch)
+    assert [key[1] for key in keys(epoch=3)[0]] != [key[1] for key in whole[0]]
+
+
+def test_an_exemplar_shows_what_is_known_of_it(data: Data) -> None:
+    images = training_images(data, remember=12)
+    assert len(images) == 40
+    table = exemplars.select(chosen(data, "overlapped", images=12), 2)
+    steps = {0: set(range(1, 11)), 1: {11, 12}, 2: {13, 14}}
+    labelled = set()
+    for number, row in enumerate(table.itertuples()):
+        assert images.pairs[40 + number] == (row.image, row.mask)
+        _, labels, position = images[0, 40 + number, 0]
+        assert position == 40 + number
+        known = set().union(*(steps[int(step)] for step in row.known.split()))
+        found = set(np.unique(labels).tolist()) - {0, 255}
+        assert found <= known
+        labelled |= found
+    assert labelled & steps[0]
+    # Other crops when it comes again, and its own images are as without a memory.
+    assert not np.array_equal(images[0, 45, 0][0], images[0, 45, 1][0])
+    plain = training_images(data, remember=0)
+    for key in ((0, 3), (4, 39)):
+        for ours, theirs in zip(images[key][:2], plain[key][:2], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_workers_change_nothing(data: Data) -> None:
+    images = training_images(data, remember=12)
+    alone = list(TrainingBatches(images, 8).epoch(1))
+    helped = list(TrainingBatches(images, 8, workers=2).epoch(1, start=2))
+    assert len(alone) == 5
+    for ours, theirs in zip(helped, alone[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+# --- Losses ---------------------------------------------------------------------------------
+
+
+def test_an_old_class_that_is_labelled_stands_for_itself() -> None:
+    logits = torch.randn(1, 6, 1, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[[0, 2, 5]]])
+    probabilities = logits.softmax(dim=1)[0, :, 0]
+    found = losses.unbiased_cross_entropy(logits, labels, 4, knows_old=True)[0, 0].exp()
+    expected = [probabilities[:4, 0].sum(), probabilities[2, 1], probabilities[5, 2]]
+    torch.testing.assert_close(1 / found, torch.stack(expected))
+
+
+def test_plop_keeps_the_labels_of_old_classes() -> None:
+    teacher = torch.zeros(1, 4, 1, 4)
+    teacher[0, 3] = 20.0
+    labels = torch.tensor([[[0, 2, 5, 255]]])
+    found, share = plop.pseudo_labels(labels, Upsampled.of(teacher), torch.full((4,), 0.5), 6)
+    assert found.tolist() == [[[3, 2, 5, 255]]]
+    assert share.tolist() == pytest.approx([1.0])
+
+
+# --- The configuration ------------------------------------------------------------------------
+
+
+def test_a_memory_is_an_option_of_every_method() -> None:
+    methods = {"mib-m": {"method": "mib", "memory": 100}, "plop": {"memory": "50"}}
+    ade = {"methods": {"mib-m": {"memory": 300}}}
+    config = merged(read_config(REPOSITORY / "config.yaml"), {"methods": methods})
+    config = checked(merged(config, {"datasets": {"ade": ade}}))
+
+    def memory(name: str) -> int:
+        return parse_experiment(config, name).method.memory
+
+    assert memory("voc_15-1_mib-m_awt") == 100
+    assert memory("ade_100-10_mib-m") == 300
+    assert (memory("voc_15-1_plop"), memory("voc_15-1_mib")) == (50, 0)
+    assert (memory("voc_15-1_ssul-m_awt"), memory("ade_100-5_ssul-m")) == (100, 300)
+    with_it, without = (parse_experiment(config, f"voc_15-1_{name}") for name in ("mib-m", "mib"))
+    assert with_it.run_at(0) == without.run_at(0)
+    # It is no option of the method's own: what was trained without one stays as it is.
+    assert with_it.method.options == without.method.options
+    said = "methods.mib-m.memory is 100 (published: none)"
+    assert said in match(config, with_it).departures
+    assert said not in match(config, without).departures
+    assert (pretty_name("ssul-m", "awt"), pretty_name("x-m")) == ("SSUL-M + AWT", "x-m")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"method": "mib", "memory": -1}, "memory is -1; give a whole number"),
+        ({"method": "mib", "memory": 1.5}, "memory is 1.5; give a whole number"),
+        ({"method": "mib", "memory": True}, "memory is True; give a whole number"),
+        ({"method": "cfs", "memory": 10}, "memory is 10, but cfs keeps sums"),
+    ],
+)
+def test_a_wrong_memory_is_one_sentence(method: dict, words: str) -> None:
+    config = merged(read_config(REPOSITORY / "config.yaml"), {"methods": {"mine": method}})
+    with pytest.raises(CissError, match=words):
+        checked(config)
