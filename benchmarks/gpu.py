@@ -124,7 +124,8 @@ def run_section(name: str, machine: Machine) -> tuple[list[Row], str]:
 def measure(arguments: argparse.Namespace, command: str) -> int:
     """Measure what is missing; returns the exit status."""
     begun = time.monotonic()
-    device = start(arguments.device, arguments.threads)
+    # On a CPU it is only tried out, beside whatever else runs.
+    device = start(arguments.device, arguments.threads or 1 + (arguments.device != "cpu"))
     sections = read(arguments.output)
     failed = []
     for name in arguments.only or SECTIONS:
@@ -202,7 +203,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tiny", action="store_true", help="smallest sizes: no figure is of use")
     made.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
     made.add_argument("--minutes", type=float, default=0, help="begin no section after these")
-    made.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    made.add_argument(
+        "--threads", type=int, help="CPU threads of PyTorch (default: 2; 1 with --device cpu)"
+    )
     made.add_argument("--workers", type=int, default=8, help="threads that read images")
     made.add_argument("--cases", type=Path, help="folder of parity cases with a manifest.json")
     made.add_argument("--output", type=Path, default=OUTPUT, help="file of the figures")
