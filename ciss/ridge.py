@@ -22,7 +22,7 @@ from ciss.checkpoint import load_tensors, save_tensors
 from ciss.datasets.base import VOID
 from ciss.errors import CissError
 from ciss.loading import to_network_input
-from ciss.models.network import SegmentationNetwork
+from ciss.models.network import SegmentationNetwork, random_features
 
 #: positions whose features are in float64 at once: 268 MB of 8,192 features
 CHUNK = 4096
@@ -131,6 +131,7 @@ def accumulate(
     ``uncertainty``: up to which background takes the network's prediction; ``None`` at step 0.
     """
     network.eval()
+    assert network.expansion is not None
     device = before.gram.device
     mine = Ridge.empty(len(before.gram), len(before.count), device)
     for images, labels in batches:
@@ -140,7 +141,8 @@ def accumulate(
         if uncertainty is not None:
             small = with_pseudo_labels(small, network.classify(features), uncertainty)
         for image, its_labels in zip(features.split(1), small, strict=True):
-            mine.add(network.expanded(image)[0].flatten(1).T, its_labels.flatten())
+            expanded = random_features(image, network.expansion)
+            mine.add(expanded[0].flatten(1).T, its_labels.flatten())
     return before.total(mine)
 
 

@@ -18,7 +18,7 @@ from ciss.errors import CissError
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, single_pass
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
-from ciss.models.network import with_norm
+from ciss.models.network import random_features, with_norm
 from ciss.ridge import Ridge
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def seen(network: SegmentationNetwork, step: int, uncertainty: float) -> tuple[T
             small = ridge.centre_labels(raw.long(), size)
             if step:
                 small = ridge.with_pseudo_labels(small, network.classify(maps), uncertainty)
-            e = network.expanded(maps).permute(0, 2, 3, 1).reshape(-1, FEATURES)
+            e = random_features(maps, network.expansion).permute(0, 2, 3, 1).reshape(-1, FEATURES)
         kept = small.flatten() != 255
         features.append(e[kept].double())
         labels.append(small.flatten()[kept])

@@ -26,6 +26,9 @@ from ciss.models.normalisation import (
 from ciss.models.resnet import DEPTHS, ResNet
 from ciss.pixelwise import Upsampled, full_precision, pixel_maps, predict
 
+#: random features of a batch that are in memory at once
+_FEATURES = 512
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -268,16 +271,14 @@ class SegmentationNetwork(nn.Module):
             return torch.cat([classifier(layer(pre_logits)) for classifier, layer in pairs], dim=1)
         weight = torch.cat([classifier.weight for classifier in self.classifiers])
         if self.expansion is not None:
-            # Image by image: of 512 × 512 pixels and 8,192 features each takes 34 MB.
-            maps = [F.conv2d(self.expanded(image), weight) for image in pre_logits.split(1)]
-            return torch.cat(maps)
+            # Some features at a time: all 8,192 of an image of 512 × 512 pixels take 34 MB.
+            parts = zip(
+                self.expansion.split(_FEATURES), weight.split(_FEATURES, dim=1), strict=True
+            )
+            maps = [F.conv2d(random_features(pre_logits, r), part) for r, part in parts]
+            return torch.stack(maps).sum(dim=0)
         biases = [classifier.bias for classifier in self.classifiers if classifier.bias is not None]
         return F.conv2d(pre_logits, weight, torch.cat(biases))
-
-    def expanded(self, pre_logits: Tensor) -> Tensor:
-        """Return the random features ReLU(R x) of each position: [B, C, h, w] to [B, F, h, w]."""
-        assert self.expansion is not None
-        return F.relu(F.conv2d(pre_logits, self.expansion[:, :, None, None]))
 
     def classify_unknown(self, pre_logits: Tensor) -> Tensor | None:
         """The unknown's logit, [B, 1, h, w], where the network has it."""
@@ -298,6 +299,11 @@ def _hidden_layer(config: NetworkConfig) -> nn.Sequential:
     channels = config.head_channels
     convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     return nn.Sequential(convolution, make_norm(config.norm, channels))
+
+
+def random_features(maps: Tensor, expansion: Tensor) -> Tensor:
+    """Return ReLU(R x) of each position: [B, C, h, w] with R [F, C] to [B, F, h, w]."""
+    return F.relu(F.conv2d(maps, expansion[:, :, None, None]))
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
