@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ciss import ridge
 from ciss.errors import CissError
 from ciss.export import export, window_means
 from ciss.loading import to_network_input
@@ -66,6 +67,17 @@ def test_the_file_computes_what_the_model_does(
         export(network, ["background", "a", "b", "c", "d"], {}, path)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_classifiers_of_random_features_can_be_exported(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    network = tiny()
+    # More than are in memory at once.
+    expansion = ridge.random_expansion(600, network.config.head_channels, seed=1)
+    phi = torch.randn(600, 5, generator=torch.Generator().manual_seed(0))
+    solved = ridge.with_head(network, expansion, phi, [3, 2])
+    assert "0 labels" in export(solved, ["background", *"abcd"], {}, tmp_path / "model.onnx")
 
 
 class Saved:
