@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ciss.download import size_text
 from ciss.errors import CissError
+from ciss.units import size_text
 
 _CHUNK = 1 << 20
 # zipfile raises RuntimeError for what it cannot read, as an encrypted member.

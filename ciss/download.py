@@ -29,6 +29,7 @@ from urllib.request import Request, build_opener
 import ciss
 from ciss.errors import CissError
 from ciss.files import write_text
+from ciss.units import size_text
 
 log = logging.getLogger("ciss")
 
@@ -149,15 +150,6 @@ def digests_of(path: Path, algorithms: Sequence[str] = ("sha256",)) -> dict[str,
             for made in hashes.values():
                 made.update(chunk)
     return {name: made.hexdigest() for name, made in hashes.items()}
-
-
-def size_text(size: float) -> str:
-    """Spell a number of bytes: ``1.4 GB``."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 # --- Where from ----------------------------------------------------------------------------

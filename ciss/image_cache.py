@@ -30,6 +30,7 @@ from ciss.files import remove_partial, replacing
 from ciss.fingerprint import stat_files
 from ciss.images import Pixels, read_pair
 from ciss.runtime import log
+from ciss.units import size_text
 
 Pair = tuple[str, str]
 
@@ -163,9 +164,9 @@ def _fits(path: Path, sizes: Sequence[tuple[int, int]]) -> bool:
         "no cache of decoded images: %s would need %s and has %s free, of which %s must be left; "
         "make room, or set runtime.cache to a folder on a larger disk or to none",
         path,
-        _size(needed),
-        _size(free),
-        _size(MARGIN),
+        size_text(needed),
+        size_text(free),
+        size_text(MARGIN),
     )
     return False
 
@@ -180,7 +181,7 @@ def _write(
 ) -> None:
     header = _header(pairs, sizes)
     places = _places(sizes, len(header))
-    log.info("writing %d decoded images, %s, to %s", len(pairs), _size(places[-1]), path)
+    log.info("writing %d decoded images, %s, to %s", len(pairs), size_text(places[-1]), path)
     begun = time.monotonic()
     with replacing(path) as temporary, temporary.open("r+b") as file:
         _write_at(file.fileno(), header, 0)
@@ -261,7 +262,3 @@ def _lock(path: Path, stopped: Callable[[], str | None]) -> Iterator[bool]:
             else:
                 yield True
                 return
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ciss import paths
+from ciss.planning import last_row, number_in
 from ciss.reports import ReportedRun
 
 #: columns of Snakemake's benchmark files that are shown, by the name they have on the page
@@ -87,12 +88,10 @@ def read(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
             {"job": job.name, "of": job.place, "finished": finished}
             | _times(folder / job.benchmark)
         )
-    return pd.DataFrame(rows, columns=["job", "of", "finished", *_BENCHMARK])
+    table = pd.DataFrame(rows, columns=["job", "of", "finished", *_BENCHMARK])
+    return table.astype(dict.fromkeys(_BENCHMARK, float))
 
 
-def _times(path: Path) -> dict[str, float]:
-    try:
-        last = pd.read_csv(path, sep="\t", na_values=["NA", "-"]).iloc[-1]
-        return {name: float(last[column]) for name, column in _BENCHMARK.items()}
-    except (OSError, ValueError, KeyError, IndexError):
-        return dict.fromkeys(_BENCHMARK, float("nan"))
+def _times(path: Path) -> dict[str, float | None]:
+    row = last_row(path)
+    return {name: number_in(row, column) for name, column in _BENCHMARK.items()}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ciss import distributed
 from ciss.datasets.base import BACKGROUND, UNKNOWN
 from ciss.errors import CissError
 from ciss.image_cache import ImageCache
 from ciss.images import Pixels, read_pair, resize, resize_nearest
+from ciss.runtime import Runtime
 from ciss.saliency import Mask, Saliency
 
 #: area of a training crop as a share of the image's area, and its width over its height
@@ -57,6 +59,17 @@ _AHEAD = 2
 
 # Keeps the uses of one seed apart. It comes first, as trailing zeros do not change a seed.
 _ORDER, _AUGMENTATION, _EXEMPLARS = 0, 1, 2
+
+
+class Reading(TypedDict):
+    """How a process reads its share of the images."""
+
+    #: threads that read ahead
+    workers: int
+    #: whether batches go into page-locked memory
+    pin: bool
+    rank: int
+    world_size: int
 
 
 class Images(Protocol):
@@ -294,6 +307,16 @@ class TrainingBatches:
             **self._places,
         )
         return _loaded(self.images, keys, self.workers, self.pin)
+
+
+def shared_reading(runtime: Runtime, device: torch.device) -> Reading:
+    """Return the keywords of the functions below for this process of a job."""
+    return {
+        "workers": runtime.workers,
+        "pin": device.type == "cuda",
+        "rank": distributed.rank(),
+        "world_size": distributed.size(),
+    }
 
 
 def evaluation_batches(

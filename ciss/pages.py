@@ -183,14 +183,6 @@ def _packed(logs: Mapping[str, str], room: int) -> str:
     return packed.decode()
 
 
-def duration(seconds: float) -> str:
-    """Spell seconds as ``3 h 05 min``, ``4 min 10 s`` or ``7 s``."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
 def _head(name: str, number: bool, button: bool) -> str:
     kind = ' class="number"' if number else ""
     text = escape(name)

@@ -22,6 +22,7 @@ from ciss import paths
 from ciss.config import Config, evaluated_images, scenario, settings
 from ciss.errors import CissError
 from ciss.experiments import Experiment, matrix_experiments, matrix_seeds, parse_experiment
+from ciss.units import duration
 
 #: rules whose jobs have a GPU each
 ON_GPU = ["train_base", "train_base_importances", "train_step", "train_step_importances"]
@@ -116,13 +117,13 @@ class Records:
         elif job.rule == "generate_shapes":
             folder = self.results / "data" / "benchmarks"
             file = folder / f"{Path(job.output).parts[1]}.tsv"
-        row = _last_row(file)
-        seconds, memory = _number(row, "s"), _number(row, "max_rss")
+        row = last_row(file)
+        seconds, memory = number_in(row, "s"), number_in(row, "max_rss")
         epochs = None
         if job.rule.startswith("train_"):
             history = _rows(folder / "history.csv")
             # A training that was interrupted has its last part only in the benchmark.
-            spent = [value for row in history if (value := _number(row, "seconds")) is not None]
+            spent = [value for row in history if (value := number_in(row, "seconds")) is not None]
             seconds = max(sum(spent), seconds or 0) if spent else seconds
             epochs = len(history) or None
         return replace(job, seconds=seconds, memory_mb=memory, work=self.work(job, epochs))
@@ -246,11 +247,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return []
 
 
-def _last_row(path: Path) -> dict[str, str]:
+def last_row(path: Path) -> dict[str, str]:
+    """Return the last row of a table, such as a benchmark of Snakemake's; empty without one."""
     return next(iter(reversed(_rows(path))), {})
 
 
-def _number(row: Mapping[str, str], column: str) -> float | None:
+def number_in(row: Mapping[str, str], column: str) -> float | None:
+    """Return a number of a row; ``None`` where there is none."""
     try:
         return float(row[column])
     except (KeyError, TypeError, ValueError):
@@ -371,14 +374,6 @@ def _chain(jobs: list[Job], experiment: Experiment, seed: int) -> float:
         for pattern in patterns
     } | {paths.artifact(paths.CONFUSION, experiment, seed, last)}
     return sum(seconds.get(output, 0) for output in outputs)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as ``h:mm``, or as seconds below a minute."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _count(number: int, noun: str) -> str:

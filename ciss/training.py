@@ -23,7 +23,14 @@ from ciss import distributed, freezing
 from ciss.datasets.base import BACKGROUND, UNKNOWN
 from ciss.errors import CissError
 from ciss.loading import Batch as LoadedBatch
-from ciss.loading import Share, TrainingBatches, TrainingImages, to_network_input, to_network_labels
+from ciss.loading import (
+    Share,
+    TrainingBatches,
+    TrainingImages,
+    shared_reading,
+    to_network_input,
+    to_network_labels,
+)
 from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
 from ciss.models import SegmentationNetwork, synchronise
@@ -31,6 +38,7 @@ from ciss.models.network import NetworkOutput
 from ciss.pixelwise import full_precision
 from ciss.progress import Progress
 from ciss.runtime import Runtime, StopRequest, log, peak_memory_mb, precision_for
+from ciss.units import duration
 
 #: iterations between two looks at the losses; each look makes the CPU wait for the GPU
 _CHECK_EVERY = 20
@@ -273,11 +281,8 @@ def train(
     batches = TrainingBatches(
         images,
         recipe.batch,
-        workers=runtime.workers,
-        pin=training.device.type == "cuda",
         accumulate=recipe.accumulate,
-        rank=distributed.rank(),
-        world_size=distributed.size(),
+        **shared_reading(runtime, training.device),
     )
     totals = EpochTotals(training, images)
     rows: list[dict[str, float]] = []
@@ -506,12 +511,6 @@ def _epoch_line(row: dict[str, float], training: Training) -> str:
     return (
         f"epoch {row['epoch']:.0f}/{training.recipe.epochs}  loss {row['loss']:.4f} ({losses})  "
         f"new classes {row['iou_new']:.1f} %  lr {row['lr']:.2g}  "
-        f"{row['images_per_second']:.1f} images/s  {_duration(left)} left  "
+        f"{row['images_per_second']:.1f} images/s  {duration(left)} left  "
         f"{training.device}  {row['memory_mb']:.0f} MB"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -28,6 +28,29 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _CACHE = tempfile.TemporaryDirectory(prefix="ciss-tests-")
 
 
+#: the smallest network and recipe that learn anything, for runs of the whole workflow
+SMALLEST: dict[str, Any] = {
+    "model": {
+        "backbone": "resnet18",
+        "output_stride": 16,
+        "width": 4,
+        "head_channels": 8,
+        "weights": "scratch",
+    },
+    "recipe": {
+        "crop": 32,
+        "batch": 8,
+        "base": {"epochs": 1, "lr": 0.05},
+        "later": {"epochs": 2, "lr": 0.02},
+    },
+}
+#: images for it
+FEW_SHAPES: dict[str, Any] = {
+    "kind": "shapes",
+    "generate": {"train": 60, "val": 20, "size": 32, "seed": 0},
+}
+
+
 def golden_dir() -> Path | None:
     """Folder with the values of the published implementation, or None where there is none."""
     folder = Path(os.environ.get("CISS_GOLDEN", REPOSITORY.parent / "shared" / "golden"))

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -15,6 +15,8 @@ from helpers import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+
+from ciss.training import Recipe
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -118,6 +120,14 @@ def test_every_setting_is_described_and_used() -> None:
     assert [name for name in sorted(names) if not explained(name, config, documents)] == []
     assert not used("momentun")
     assert not explained("momentun", config, documents)
+
+
+def test_fractions_of_the_recipe_are_its_float_fields() -> None:
+    """Rules import no torch, so they have the names once more: 1 and 1.0 are one setting."""
+    text = (REPOSITORY / "rules" / "settings.smk").read_text()
+    (listed,) = re.findall(r"^RECIPE_FRACTIONS = (\(.*?\))$", text, re.MULTILINE)
+    types = get_type_hints(Recipe)
+    assert set(ast.literal_eval(listed)) == {name for name in types if types[name] is float}
 
 
 def test_config_yaml_has_every_setting_but_those_of_single_data_sets() -> None:

@@ -18,6 +18,7 @@ from helpers import REPOSITORY, in_browser
 
 from ciss import comparison, jobs, pages, reports, results
 from ciss.reports import ReportedRun
+from ciss.units import duration
 
 FRAME = pd.DataFrame(
     {
@@ -104,7 +105,7 @@ def test_long_logs_lose_their_middle() -> None:
     ("seconds", "expected"), [(6.6, "7 s"), (250, "4 min 10 s"), (11100, "3 h 05 min")]
 )
 def test_durations(seconds: float, expected: str) -> None:
-    assert pages.duration(seconds) == expected
+    assert duration(seconds) == expected
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_what_is_shared_and_how_long_it_takes(tmp_path: Path, config: dict[str, 
     assert "2 runs of 2 experiments need 4 trainings; 1 are shared, 0 are done, 3 to do." in text
     assert f"{STEP_0} serves 2 runs" in text
     assert "GPU hours: 6.2" in text
-    assert "One job at a time: 6:12 h. However many GPUs: 5:06 h at least" in text
+    assert "One job at a time: 6 h 12 min. However many GPUs: 5 h 06 min at least" in text
     assert "GPU hours: 24.8 on the device that the records come from, 4 GPUs a job." in describe(
         jobs, chosen, gpus=4
     )

@@ -24,7 +24,7 @@ import cluster
 import pytest
 import yaml
 from faults.sitecustomize import spoil
-from helpers import only_one
+from helpers import FEW_SHAPES, SMALLEST, only_one
 
 pytestmark = pytest.mark.slurm
 
@@ -33,22 +33,9 @@ EPOCHS = 16
 TIMEOUT = 900
 TINY = {
     "runtime": {"device": "cpu", "workers": 0, "threads": 1, "gpus": 1},
-    "datasets": {
-        "shapes": {"kind": "shapes", "generate": {"train": 60, "val": 20, "size": 32, "seed": 0}}
-    },
-    "model": {
-        "backbone": "resnet18",
-        "output_stride": 16,
-        "width": 4,
-        "head_channels": 8,
-        "weights": "scratch",
-    },
-    "recipe": {
-        "crop": 32,
-        "batch": 8,
-        "base": {"epochs": EPOCHS, "lr": 0.05},
-        "later": {"epochs": 2, "lr": 0.02},
-    },
+    "datasets": {"shapes": FEW_SHAPES},
+    **SMALLEST,
+    "recipe": SMALLEST["recipe"] | {"base": {"epochs": EPOCHS, "lr": 0.05}},
 }
 EXPERIMENT = "shapes_15-5_mib_awt"
 #: what strikes the training with this seed, one attempt after the other

@@ -20,7 +20,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import REPOSITORY, Run, in_browser, only_one, run_python, snakemake
+from helpers import (
+    FEW_SHAPES,
+    REPOSITORY,
+    SMALLEST,
+    Run,
+    in_browser,
+    only_one,
+    run_python,
+    snakemake,
+)
 from PIL import Image
 
 from ciss import config as configuration
@@ -38,7 +47,7 @@ TINY = {
     "results": RESULTS,
     "runtime": {"device": "cpu", "workers": 0, "threads": 1, "gpus": 0},
     "datasets": {
-        "shapes": {"kind": "shapes", "generate": {"train": 60, "val": 20, "size": 32, "seed": 0}},
+        "shapes": FEW_SHAPES,
         # Images of the user's own, as far as the workflow can tell.
         "own": {
             "kind": "voc",
@@ -47,19 +56,7 @@ TINY = {
             "subset": True,
         },
     },
-    "model": {
-        "backbone": "resnet18",
-        "output_stride": 16,
-        "width": 4,
-        "head_channels": 8,
-        "weights": "scratch",
-    },
-    "recipe": {
-        "crop": 32,
-        "batch": 8,
-        "base": {"epochs": 1, "lr": 0.05},
-        "later": {"epochs": 2, "lr": 0.02},
-    },
+    **SMALLEST,
     "matrices": {
         "tiny": {
             "dataset": "shapes",

@@ -17,7 +17,7 @@ from ciss.attribution import attribute, save_attribution
 from ciss.checkpoint import load_model
 from ciss.flags import add_flags, from_flags
 from ciss.labels import training_lookup
-from ciss.loading import EvaluationImages, evaluation_batches, to_network_input
+from ciss.loading import EvaluationImages, evaluation_batches, shared_reading, to_network_input
 from ciss.runtime import Runtime, log, source_revision, start_torch
 
 
@@ -33,15 +33,10 @@ def main(arguments: argparse.Namespace) -> None:
     lookup = training_lookup(dataset.lookup, new)
     images = EvaluationImages(dataset.root, rows, lookup, arguments.crop)
 
+    reading = shared_reading(runtime, device)
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels, _ in evaluation_batches(
-            images,
-            arguments.batch,
-            workers=runtime.workers,
-            pin=device.type == "cuda",
-            rank=distributed.rank(),
-            world_size=distributed.size(),
-        ):
+        for pixels, labels, _ in evaluation_batches(images, arguments.batch, **reading):
             yield to_network_input(pixels.to(device)), labels.to(device).long()
 
     made = attribute(

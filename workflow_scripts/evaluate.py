@@ -16,7 +16,7 @@ from ciss.errors import CissError
 from ciss.evaluation import evaluate
 from ciss.flags import add_flags, from_flags
 from ciss.labels import evaluation_lookup
-from ciss.loading import EvaluationImages, evaluation_batches
+from ciss.loading import EvaluationImages, evaluation_batches, shared_reading
 from ciss.metrics import iou, mean_iou, write_confusion
 from ciss.progress import Progress
 from ciss.runtime import Runtime, log, start_torch
@@ -42,14 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.crop,
         arguments.mode,
     )
-    batches = evaluation_batches(
-        images,
-        arguments.batch,
-        workers=runtime.workers,
-        pin=device.type == "cuda",
-        rank=distributed.rank(),
-        world_size=distributed.size(),
-    )
+    batches = evaluation_batches(images, arguments.batch, **shared_reading(runtime, device))
     confusion = evaluate(network, ((pixels, labels) for pixels, labels, _ in batches), device)
     if not distributed.is_main():
         return

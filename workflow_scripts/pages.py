@@ -17,6 +17,7 @@ from ciss.files import write_text
 from ciss.reports import ReportedRun, add_run_flags, runs_from
 from ciss.runtime import source_revision
 from ciss.style import DATASET_NAMES, pretty_name, split_run
+from ciss.units import duration
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pandas", "captum", "safetensors", "pillow", "matplotlib"),
@@ -119,7 +120,7 @@ def jobs_page(runs: list[ReportedRun], arguments: argparse.Namespace) -> str:
     }
     buttons = [(str(number), str(job.log)) for number, job in enumerate(found)]
     shown = table.assign(log=pd.Series(buttons, dtype=object))
-    total = pages.duration(float(table["seconds"].sum()))
+    total = duration(float(table["seconds"].sum()))
     return pages.page(
         f"Jobs of {arguments.report}",
         pages.paragraph(

@@ -20,7 +20,7 @@ from ciss.checkpoint import load_model, save_model
 from ciss.errors import CissError
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
 from ciss.labels import training_lookup
-from ciss.loading import TrainingImages, single_pass
+from ciss.loading import TrainingImages, shared_reading, single_pass
 from ciss.models import SegmentationNetwork
 from ciss.ridge import Ridge
 from ciss.runtime import Runtime, log, source_revision, start_torch
@@ -61,15 +61,10 @@ def main(arguments: argparse.Namespace) -> None:
     lookup = training_lookup(dataset.lookup, new)
     images = TrainingImages(dataset.root, rows, lookup, arguments.crop, arguments.seed)
 
+    reading = shared_reading(runtime, device)
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels, _ in single_pass(
-            images,
-            arguments.batch,
-            workers=runtime.workers,
-            pin=device.type == "cuda",
-            rank=distributed.rank(),
-            world_size=distributed.size(),
-        ):
+        for pixels, labels, _ in single_pass(images, arguments.batch, **reading):
             yield pixels, labels
 
     uncertainty = options["uncertainty"] if arguments.step else None
