@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ciss.datasets.base import BUILTIN, NONE
 from ciss.errors import CissError
 from ciss.images import Pixels, read_mask
 
@@ -31,9 +32,6 @@ _TINY = 1e-6
 Mask = npt.NDArray[np.bool_]
 #: (top, left, height, width) in pixels
 Box = tuple[int, int, int, int]
-
-#: values of the option ``saliency`` that are no folder
-WORDS = BUILTIN, NONE = "builtin", "none"
 
 
 class Saliency(Protocol):

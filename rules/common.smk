@@ -22,12 +22,12 @@ sys.path.insert(0, str(workflow.basedir))
 
 import ciss.cluster
 import ciss.config
+import ciss.datasets.base
 import ciss.fingerprint
 import ciss.initialisations
 import ciss.prepare
 import ciss.published
 import ciss.records
-import ciss.saliency
 from ciss import examples, experiments, methods, paths, photos
 from ciss.errors import CissError
 from ciss.flags import option_flags, to_flags, value_flags

@@ -122,8 +122,8 @@ def method_option_flags(method):
 
 def saliency_folder(method):
     """The folder of saliency maps that a method's options name, or None."""
-    source = method.options.get("saliency", ciss.saliency.NONE)
-    return None if source in ciss.saliency.WORDS else Path(source).expanduser()
+    source = method.options.get("saliency", ciss.datasets.base.NONE)
+    return None if source in ciss.datasets.base.SALIENCY else Path(source).expanduser()
 
 
 def trained_method(wildcards):
@@ -356,7 +356,7 @@ def maps_state_at(dataset, method, folder):
         known = ciss.fingerprint.last_known(cache_file)
         said = (
             f"methods.{method}.saliency of dataset '{dataset}' is '{folder}', which cannot be read "
-            f"({error.strerror}); give {', '.join(ciss.saliency.WORDS)} or a folder with a PNG for "
+            f"({error.strerror}); give {', '.join(ciss.datasets.base.SALIENCY)} or a folder with a PNG for "
             "each training image"
         )
         if known is None and not only_looks():

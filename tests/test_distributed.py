@@ -389,7 +389,9 @@ def test_evaluation_attribution_and_regression_are_those_of_one_process(
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
         assert torch.equal(each["ridge"]["count"], alone["ridge"]["count"])
         for name in ("gram", "cross"):
-            torch.testing.assert_close(each["ridge"][name], alone["ridge"][name])
+            # Sums in float64, but of features in float32, which depend on who shares a batch.
+            theirs = alone["ridge"][name]
+            torch.testing.assert_close(each["ridge"][name], theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_an_interrupted_run_of_three_processes_ends_with_the_bits_of_an_undisturbed_one(

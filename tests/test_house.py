@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,3 +321,19 @@ def test_commands_of_rules_quote_what_may_be_a_path() -> None:
                     field.endswith(":q") or field in UNQUOTED or field.startswith("wildcards.")
                 ), f"{path.name}: {{{field}}}"
     assert quoted > 100
+
+
+def test_planning_does_not_load_torch() -> None:
+    """Each start of Snakemake would pay 190 MB and a second; a job on a cluster has two."""
+    lines = [
+        line
+        for path in sorted((REPOSITORY / "rules").glob("*.smk"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"(import|from) ciss\b", line)
+    ]
+    assert "import ciss.config" in lines
+    code = "\n".join(["import sys", *lines, "print(sorted({'torch', 'scipy'} & set(sys.modules)))"])
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"

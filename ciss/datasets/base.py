@@ -18,6 +18,8 @@ BACKGROUND = 0
 VOID = 255
 #: label of background that may belong to a class yet to come, for methods that tell it apart
 UNKNOWN = 254
+#: where maps of salient objects, which say so, come from, if not from a folder
+SALIENCY = BUILTIN, NONE = "builtin", "none"
 #: marks a raw mask value that must not occur in a dataset
 INVALID = -1
 
