@@ -28,6 +28,7 @@ localrules:
     split,
     exemplars,
     transfer,
+    fuse,
     table,
     figures,
     shares_figure,

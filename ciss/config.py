@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class Variant:
     options: dict[str, Any]
     #: images of earlier steps in half of every batch of the later ones; of a method
     memory: int = 0
+    #: of a method: its values of ``methods.COMMON``
+    fuse: str = "none"
+    freeze: str = "none"
+    #: of a method that fuses: the one that does not but trains alike, where there is one
+    trains_as: str = ""
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a step's model is fused with that of the step before."""
+        return self.fuse != "none"
 
 
 def read_config(*paths: Path | str) -> Config:
@@ -203,7 +213,17 @@ def method_variant(section: Mapping[str, Any], name: str) -> Variant:
     """Resolve a method of an experiment's name; ``section`` is the ``methods`` section."""
     variant = _variant(section, name, "method", methods)
     _check_choices(f"methods.{name}", variant, methods)
-    return variant
+    if not variant.fuses:
+        return variant
+    if variant.name == variant.kind:
+        raise CissError(
+            f"methods.{name}.fuse is '{variant.fuse}', which is for a variant: its first step is "
+            f"that of {name} itself. Declare one, {name}-{variant.fuse}: {{method: {name}, fuse: "
+            f"{variant.fuse}}}"
+        )
+    plain = _variant(section, variant.kind, "method", methods)
+    alike = replace(plain, name=variant.name, fuse=variant.fuse) == variant
+    return replace(variant, trains_as=plain.name) if alike else variant
 
 
 def base_method(config: Config, dataset: str, name: str) -> Variant:
@@ -249,17 +269,28 @@ def method_kinds(config: Config) -> dict[str, str]:
     Files are named after the variant alone, and what a step writes depends on the kind. Raises
     ``CissError`` where two data sets or scenarios mean different kinds by one name.
     """
-    kinds = {name: (name, "built-in") for name in methods.names()}
+    return {name: variant.kind for name, variant in _method_variants(config).items()}
+
+
+def fusing_methods(config: Config) -> set[str]:
+    """Return the variants that fuse a step's model with that of the step before."""
+    return {name for name, variant in _method_variants(config).items() if variant.fuses}
+
+
+def _method_variants(config: Config) -> dict[str, Variant]:
+    """Resolve each method of any level, as far as it is the same at all of them."""
+    found = {name: (Variant(name, name, {}), "built-in") for name in methods.names()}
     for where, section in _method_sections(config):
         for name in section:
-            kind = method_variant(section, name).kind
-            other, elsewhere = kinds.setdefault(name, (kind, where))
-            if kind != other:
-                raise CissError(
-                    f"{where}.{name} is '{kind}', but '{other}' in {elsewhere}; a variant is of "
-                    "one kind for all data sets, give one of the two another name"
-                )
-    return {name: kind for name, (kind, _) in kinds.items()}
+            variant = method_variant(section, name)
+            other, elsewhere = found.setdefault(name, (variant, where))
+            for ours, theirs in ((variant.kind, other.kind), (variant.fuse, other.fuse)):
+                if ours != theirs:
+                    raise CissError(
+                        f"{where}.{name} is '{ours}', but '{theirs}' in {elsewhere}; a variant is "
+                        "of one kind for all data sets, give one of the two another name"
+                    )
+    return {name: variant for name, (variant, _) in found.items()}
 
 
 def _method_sections(config: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -297,6 +328,11 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
     options = {**defaults, **below, **own}
     options.pop(what, None)
     memory = _memory(options.pop("memory", 0), name, kind) if what == "method" else 0
+    words = methods.COMMON if registry is methods else {}
+    common = {key: options.pop(key, choices[0]) for key, choices in words.items()}
+    for key, chosen in common.items():
+        if chosen not in words[key]:
+            raise CissError(f"{what}s.{name}.{key}: {unknown('value', str(chosen), words[key])}")
     for option, value in options.items():
         if option not in defaults:
             raise CissError(
@@ -309,7 +345,13 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
         if isinstance(defaults[option], float):
             # 10 and 10.0 are one setting: going from one to the other reruns nothing.
             options[option] = float(options[option])
-    return Variant(name, kind, options, memory)
+    changed = [key for key, choices in words.items() if common[key] != choices[0]]
+    if changed and methods.describe(kind).closed_form:
+        raise CissError(
+            f"methods.{name}.{changed[0]} is '{common[changed[0]]}', but {kind} trains nothing "
+            "that this could change; leave it out"
+        )
+    return Variant(name, kind, options, memory, **common)
 
 
 def _memory(images: object, name: str, kind: str) -> int:

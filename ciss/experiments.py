@@ -46,9 +46,7 @@ class Experiment:
     @property
     def run(self) -> str:
         """Method and initialisation: ``mib`` or ``mib_awt``."""
-        if self.init.name == methods.describe(self.method.kind).default_init:
-            return self.method.name
-        return f"{self.method.name}_{self.init.name}"
+        return self._run_of(self.method.name)
 
     @property
     def objective(self) -> str:
@@ -59,6 +57,11 @@ class Experiment:
     def needs_attribution(self) -> bool:
         """Whether the initialisation looks at attributed channels."""
         return initialisations.describe(self.init.kind).needs_attribution
+
+    @property
+    def needs_pretuning(self) -> bool:
+        """Whether the initialisation is learned on the step's images."""
+        return initialisations.describe(self.init.kind).needs_pretuning
 
     @property
     def keeps_importances(self) -> bool:
@@ -73,6 +76,21 @@ class Experiment:
     def run_at(self, step: int) -> str:
         """The run under which the artifacts of ``step`` are kept."""
         return self.base_run if step == 0 else self.run
+
+    def trained_run_at(self, step: int) -> str:
+        """The run under which the training of ``step`` is kept.
+
+        It is another one where a model is fused after it that trained as a run without fusion: in
+        step 1, before which nothing was fused.
+        """
+        if step == 1 and self.method.trains_as:
+            return self._run_of(self.method.trains_as)
+        return self.run_at(step)
+
+    def _run_of(self, method: str) -> str:
+        if self.init.name == methods.describe(self.method.kind).default_init:
+            return method
+        return f"{method}_{self.init.name}"
 
 
 def parse_experiment(config: Config, name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,6 +33,20 @@ def learning_rate_factors(
     if not factors:
         raise ValueError("no parameter is left to train")
     return factors
+
+
+def without(factors: Mapping[str, float], frozen: Collection[str]) -> dict[str, float]:
+    """Leave out the parameters that a name of ``frozen``, of a module or parameter, covers."""
+    return {
+        name: factor
+        for name, factor in factors.items()
+        if not any(f"{name}.".startswith(f"{key}.") for key in frozen)
+    }
+
+
+def old_classifiers(classes_per_step: Sequence[int]) -> list[str]:
+    """Names of the classifiers of earlier steps, the background's among them."""
+    return [f"cls.{step}" for step in range(len(classes_per_step) - 1)]
 
 
 def freeze_others(network: nn.Module, trained: Mapping[str, float]) -> None:

@@ -29,6 +29,7 @@ from ciss.errors import CissError
 from ciss.files import remove_partial, replacing
 from ciss.fingerprint import stat_files
 from ciss.images import Pixels, read_pair
+from ciss.index import read_index
 from ciss.runtime import log
 from ciss.units import size_text
 
@@ -81,6 +82,30 @@ def cache_folder(spelled: str) -> Path:
             "write the folder out, or set runtime.cache to none"
         )
     return Path(expanded).expanduser()
+
+
+def open_cache(
+    spelled: str,
+    index: Path | None,
+    name: str,
+    root: Path,
+    *,
+    workers: int = 1,
+    stopped: Callable[[], str | None] = lambda: None,
+) -> ImageCache | None:
+    """Open the cache that a training's ``--cache`` asks for, written where there is none.
+
+    ``index`` is the path of the data set's index; without the file there is a warning and no cache.
+    The rest is as in ``cached_images``.
+    """
+    folder = cache_folder(spelled)
+    if index is None or not index.is_file():
+        log.warning("no cache of decoded images: --index %s is no file", index)
+        return None
+    cache = cached_images(folder, name, root, read_index(index), workers=workers, stopped=stopped)
+    if cache is not None:
+        log.info("decoded images from %s", cache.path)
+    return cache
 
 
 def cached_images(

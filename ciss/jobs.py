@@ -15,8 +15,9 @@ from ciss.reports import ReportedRun
 
 #: columns of Snakemake's benchmark files that are shown, by the name they have on the page
 _BENCHMARK = {"seconds": "s", "memory (MB)": "max_rss", "load (%)": "mean_load"}
-#: how the name of an attribution's job begins; the scenario follows
-_ATTRIBUTE = "attribute_"
+#: how the names of jobs begin that are beside a model and about the classes after it: the
+#: scenario follows, and for the latter the initialisation
+_ATTRIBUTE, _PRETUNE = "attribute_", "pretune_"
 
 
 class Job(NamedTuple):
@@ -38,13 +39,14 @@ def of_report(
     ``folder``: of all results.
     """
     # Scenarios that share a step 0 each have an attribution beside its model.
-    scenarios = {(run.dataset, run.scenario) for run in runs}
+    wanted = {(run.dataset, f"{_ATTRIBUTE}{run.scenario}") for run in runs}
+    wanted |= {(run.dataset, f"{_PRETUNE}{run.scenario}_{run.init}") for run in runs}
     return [
         Job(log.stem, place, log.relative_to(folder), benchmark.relative_to(folder))
         for place, pattern in _places(runs, seeds, report)
         for log in sorted((folder / place).glob(f"logs/{pattern}.log"))
-        if not log.stem.startswith(_ATTRIBUTE)
-        or (Path(place).parts[0], log.stem.removeprefix(_ATTRIBUTE)) in scenarios
+        if not log.stem.startswith((_ATTRIBUTE, _PRETUNE))
+        or (Path(place).parts[0], log.stem) in wanted
         for benchmark in [log.parent.with_name("benchmarks") / f"{log.stem}.tsv"]
     ]
 
@@ -65,6 +67,15 @@ def _places(
         for run in runs
         for seed in seeds
         for step in range(len(run.classes_per_step))
+    )
+    yield from _once(
+        (
+            str(run._replace(method=run.trained_as, init="").artifact(Path(), paths.STEP, seed, 1)),
+            "*",
+        )
+        for run in runs
+        if run.trained_as
+        for seed in seeds
     )
     home = paths.REPORT.format(report=report)
     yield from _once((f"{home}/figures/{run.dataset}_{run.scenario}", "*") for run in runs)

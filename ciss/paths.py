@@ -27,12 +27,20 @@ HISTORY = f"{STEP}/history.csv"
 IMPORTANCES = f"{STEP}/importances.safetensors"
 #: what the regression of a closed-form method has seen
 RIDGE = f"{STEP}/ridge.safetensors"
+#: what a training leaves beside its model
+OF_TRAINING = (HISTORY, IMPORTANCES)
+#: the model as trained, where `model.safetensors` is its fusion with that of the step before
+TRAINED = f"{STEP}/trained.safetensors"
 INIT = f"{STEP}/init.safetensors"
 CONFUSION = f"{STEP}/confusion.csv"
 #: of the model in the same folder, for the classes that the next step of ``scenario`` learns
 ATTRIBUTION = f"{STEP}/attribution_{{scenario}}.safetensors"
+#: on the model in the same folder, for the same classes: what an initialisation has learned
+PRETUNED = f"{STEP}/pretuned_{{scenario}}_{{init}}.safetensors"
 #: beside the model, while it is trained and until it is evaluated
 PROGRESS = "progress.pt"
+#: beside pre-tuned classifiers, by their name, until a network is initialised with them
+PRETUNING_PROGRESS = "progress_{name}.pt"
 REPORT = "reports/{report}"
 FIGURES = f"{REPORT}/figures/{{dataset}}_{{scenario}}"
 #: what is drawn of each scenario of a report
@@ -53,11 +61,26 @@ RUN_FIGURES = (CLASSES_FIGURE, PREDICTIONS_FIGURE, CHANNELS_FIGURE, ATTRIBUTION_
 
 def artifact(pattern: str, experiment: Experiment, seed: int, step: int) -> str:
     """Fill one of the patterns above for a step of an experiment."""
+    trained = pattern in OF_TRAINING
     return pattern.format(
         dataset=experiment.dataset,
         track=experiment.scenario.track(step),
-        run=experiment.run_at(step),
+        run=experiment.trained_run_at(step) if trained else experiment.run_at(step),
         seed=seed,
         step=step,
         scenario=experiment.scenario.name,
+        init=experiment.init.name,
+    )
+
+
+def trained_model(experiment: Experiment, seed: int, step: int) -> str:
+    """The model that the training of a step leaves: fused or not, its own or another run's."""
+    run = experiment.trained_run_at(step)
+    fused = experiment.method.fuses and step > 0 and run == experiment.run_at(step)
+    return (TRAINED if fused else MODEL).format(
+        dataset=experiment.dataset,
+        track=experiment.scenario.track(step),
+        run=run,
+        seed=seed,
+        step=step,
     )

@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from ciss import paths
-from ciss.config import Config, evaluated_images, scenario, settings
+from ciss.config import Config, evaluated_images, initialisation_variant, scenario, settings
 from ciss.errors import CissError
 from ciss.experiments import Experiment, matrix_experiments, matrix_seeds, parse_experiment
 from ciss.units import duration
 
 #: rules whose jobs have a GPU each
 ON_GPU = ["train_base", "train_base_importances", "train_step", "train_step_importances"]
-ON_GPU += ["solve_base", "solve_step", "attribute", "evaluate"]
+ON_GPU += ["train_endpoint", "train_endpoint_importances"]
+ON_GPU += ["solve_base", "solve_step", "attribute", "pretune", "evaluate"]
 #: other rules that take longer than seconds
 HEAVY = [*ON_GPU, "index", "generate_shapes"]
 _STEP = re.compile(
     r"(?P<dataset>[^/]+)/(?P<track>[^/]+)/(?P<run>[^/]+)/seed(?P<seed>\d+)/step(?P<step>\d+)/"
-    r"(?:attribution_(?P<scenario>[^/]+)\.safetensors|[^/]+)"
+    r"(?:(?:attribution|pretuned)_(?P<scenario>[^/_]+)(?:_(?P<init>[^/_]+))?\.safetensors|[^/]+)"
 )
 
 
@@ -72,7 +73,7 @@ def read_summary(text: str, results: str) -> list[Job]:
 def _unit(rule: str, output: str) -> str:
     """Return what the outputs of one job have in common, and no other job of the rule has."""
     path = Path(output)
-    if rule in ("attribute", "class_figure", "prediction_figure"):
+    if rule in ("attribute", "pretune", "class_figure", "prediction_figure"):
         return str(path.with_suffix(""))
     if rule == "attribution_figures":
         return str(path.parent / re.sub("^(attribution|channel_scores)_", "", path.stem))
@@ -112,6 +113,8 @@ class Records:
         file = folder / "benchmarks" / f"{job.rule}.tsv"
         if job.rule == "attribute":
             file = file.with_name(f"attribute_{job.place['scenario']}.tsv")
+        elif job.rule == "pretune":
+            file = file.with_name(f"pretune_{job.place['scenario']}_{job.place['init']}.tsv")
         elif job.rule.startswith("train_"):
             file = file.with_name("train.tsv")
         elif job.rule == "generate_shapes":
@@ -148,6 +151,10 @@ class Records:
             return self.images(place["dataset"], place["scenario"], step + 1, "train")
         if job.rule.startswith("solve_"):
             return self.images(place["dataset"], place["track"], step, "train")
+        if job.rule == "pretune":
+            images = self.images(place["dataset"], place["scenario"], step + 1, "train")
+            epochs = self._pretuning_epochs(place["dataset"], place["scenario"], place["init"])
+            return None if images is None else images * epochs
         if job.rule.startswith("train_"):
             images = self.images(place["dataset"], place["track"], step, "train")
             epochs = epochs or self._epochs(place["dataset"], place["track"], step)
@@ -164,6 +171,10 @@ class Records:
         parsed = scenario(self.config, dataset, track) if step else None
         chosen: Mapping[str, Any] = settings(self.config, dataset, parsed)["recipe"]
         return int(chosen["later" if step else "base"]["epochs"])
+
+    def _pretuning_epochs(self, dataset: str, spelled: str, init: str) -> int:
+        chosen = settings(self.config, dataset, scenario(self.config, dataset, spelled))
+        return int(initialisation_variant(chosen["initialisations"], init).options["epochs"])
 
 
 def estimate(jobs: Iterable[Job], records: Records) -> list[Job]:
@@ -187,11 +198,12 @@ def estimate(jobs: Iterable[Job], records: Records) -> list[Job]:
 
 
 def _others(results: Path, listed: set[str]) -> Iterable[Job]:
-    """Yield finished trainings, evaluations and attributions that are not in the plan."""
+    """Yield finished trainings, evaluations and looks at new images that are not in the plan."""
     rules = {"model.safetensors": "train", "confusion.csv": "evaluate"}
+    looks = {"attribution": "attribute", "pretuned": "pretune"}
     for path in results.glob("*/*/*/seed*/step*/*"):
         output = path.relative_to(results).as_posix()
-        rule = "attribute" if path.name.startswith("attribution_") else rules.get(path.name)
+        rule = rules.get(path.name) or looks.get(path.name.partition("_")[0])
         if rule is None or output in listed:
             continue
         if rule == "train" and (path.parent / "ridge.safetensors").exists():
@@ -274,7 +286,7 @@ def describe(jobs: list[Job], chosen: list[tuple[Experiment, int]], gpus: int = 
 
 def _models(experiment: Experiment, seed: int) -> list[str]:
     steps = range(experiment.scenario.n_steps)
-    return [paths.artifact(paths.MODEL, experiment, seed, step) for step in steps]
+    return [paths.trained_model(experiment, seed, step) for step in steps]
 
 
 def _sharing(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
@@ -366,13 +378,14 @@ def _times(jobs: list[Job], chosen: list[tuple[Experiment, int]], gpus: int) -> 
 def _chain(jobs: list[Job], experiment: Experiment, seed: int) -> float:
     """Return the seconds of what must be done one after the other for one run."""
     seconds = {job.output: job.seconds or 0 for job in jobs if job.pending}
-    patterns = (paths.MODEL, paths.INIT, paths.ATTRIBUTION)
+    patterns = (paths.MODEL, paths.INIT, paths.ATTRIBUTION, paths.PRETUNED)
     last = experiment.scenario.n_steps - 1
     outputs = {
         paths.artifact(pattern, experiment, seed, step)
         for step in range(experiment.scenario.n_steps)
         for pattern in patterns
-    } | {paths.artifact(paths.CONFUSION, experiment, seed, last)}
+    }
+    outputs |= {*_models(experiment, seed), paths.artifact(paths.CONFUSION, experiment, seed, last)}
     return sum(seconds.get(output, 0) for output in outputs)
 
 

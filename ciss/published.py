@@ -134,8 +134,9 @@ def match(config: Config, experiment: Experiment) -> Match:
     """Find what is published of an experiment, and in what it was not trained as published."""
     kind = configuration.dataset_entry(config, experiment.dataset)["kind"]
     scenario = experiment.scenario
-    run = experiment.method.kind
-    if experiment.init.kind != methods.describe(run).default_init:
+    method = experiment.method
+    run = f"{method.kind}-{method.fuse}" if method.fuses else method.kind
+    if experiment.init.kind != methods.describe(method.kind).default_init:
         run = f"{run}_{experiment.init.kind}"
     key = f"{kind}/{scenario.name}/{run}"
     if not entries(key):
@@ -213,6 +214,9 @@ def _departures_later(
     method, init = experiment.method, experiment.init
     if method.memory:
         found.append(f"methods.{method.name}.memory is {method.memory} (published: none)")
+    # Where models are fused, old classifiers were frozen.
+    common = {"freeze": "old_classifiers" if method.fuses else "none"}
+    found += _differences({"freeze": method.freeze}, common, f"methods.{method.name}")
     own = _file()["scenarios"].get(kind, {}).get(experiment.scenario.name, {})
     for section, variant, registry in (
         ("methods", method, methods),

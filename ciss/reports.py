@@ -22,6 +22,8 @@ class ReportedRun(NamedTuple):
     classes_per_step: tuple[int, ...]
     #: track and run of the shared step 0, such as ``15/ce``
     step_0: str
+    #: the run whose training of step 1 it fuses; empty where that is its own
+    trained_as: str = ""
 
     @property
     def run(self) -> str:
@@ -41,6 +43,8 @@ class ReportedRun(NamedTuple):
     def artifact(self, folder: Path, pattern: str, seed: int, step: int) -> Path:
         """Path of an artifact of one step; ``pattern`` is one of ``ciss.paths``."""
         track, run = self.step_0.split("/") if step == 0 else (self.scenario, self.run)
+        if step == 1 and pattern in paths.OF_TRAINING:
+            run = self.trained_as or run
         filled = pattern.format(dataset=self.dataset, track=track, run=run, seed=seed, step=step)
         return folder / filled
 
@@ -66,6 +70,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="an experiment: INIT is - for the method's own, CLASSES the outputs added at each "
         "step (16,1,1), STEP_0 the shared step 0 (15/ce)",
     )
+    parser.add_argument(
+        "--trained-as",
+        nargs="+",
+        default=[],
+        metavar="RUN=OTHER",
+        help="runs that fuse what another run trained in step 1",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument(
         "--partial", action="store_true", help="take what is there; without it, all must be there"
@@ -74,7 +85,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def runs_from(arguments: argparse.Namespace) -> list[ReportedRun]:
     """Read the runs that the arguments describe."""
-    return [
+    trained_as = dict(pair.split("=") for pair in arguments.trained_as)
+    found = (
         ReportedRun(
             dataset,
             scenario,
@@ -84,7 +96,8 @@ def runs_from(arguments: argparse.Namespace) -> list[ReportedRun]:
             step_0,
         )
         for dataset, scenario, method, init, counts, step_0 in arguments.run
-    ]
+    )
+    return [run._replace(trained_as=trained_as.get(run.run, "")) for run in found]
 
 
 def evaluations(

@@ -21,6 +21,10 @@ METHOD_NAMES = {
     "pi": "PI",
     "mib": "MiB",
     "plop": "PLOP",
+    "mib-ewf": "MiB + EWF",
+    "plop-ewf": "PLOP + EWF",
+    "mib-ewf-frozen": "MiB + EWF, frozen",
+    "plop-ewf-frozen": "PLOP + EWF, frozen",
     "ssul": "SSUL",
     "dft": "DFT*",
     "cfs": "CFSSeg",
@@ -38,6 +42,7 @@ INIT_NAMES = {
     "awt-copybias": "AWT copied bias",
     "awt-replace": "AWT replacing",
     "randchannels": "random channels",
+    "nest": "NeST",
 }
 
 DATASET_NAMES = {
@@ -75,6 +80,7 @@ _INIT_LOOKS: dict[str, tuple[Any, str]] = {
     "random": (":", "none"),
     "mib": ("--", "none"),
     "randchannels": ("-.", "none"),
+    "nest": ((0, (2, 1)), "bottom"),
     "awt": ((0, (6, 1.2)), "full"),
     "awt-10": ((0, (1, 1.2)), "left"),
     "awt-50": ((0, (4, 1.2, 1, 1.2)), "left"),

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -75,7 +75,8 @@ class Training:
 
     ``teacher`` is the network of the step before, or ``None`` at step 0. The optimiser is SGD with
     Nesterov momentum over the parameters that the method trains, mostly all of them, weight decay
-    on every one (as published). What it does not train is frozen, batch norm's statistics too.
+    on every one (as published). What it does not train is frozen, batch norm's statistics too, and
+    the modules or parameters that ``frozen`` names.
 
     Of several processes each has all of this and a share of every batch. Gradients are averaged
     over them and batch norm is synchronised, so that they take the step that one process with
@@ -90,11 +91,13 @@ class Training:
         recipe: Recipe,
         iterations: int,
         device: torch.device,
+        frozen: Collection[str] = (),
     ) -> None:
         self.network = network.to(device)
         self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
         self.method = method
         factors = freezing.learning_rate_factors(network, method.trained(network))
+        factors = freezing.without(factors, frozen)
         freezing.freeze_others(network, factors)
         freezing.train_mode(network)
         #: whether the teacher's features are the student's, which need not be computed twice

@@ -1,4 +1,5 @@
-# Starting the classifiers of new classes: attribution of the old model's channels, and transfer.
+# Starting the classifiers of new classes: what is learned of them from the old model and the step's
+# images (attribution of its channels, or pre-tuning), and transfer.
 
 
 rule attribute:
@@ -43,11 +44,54 @@ rule attribute:
         " {params.runtime:q} --batch {params.batch} --output {output:q} --log {log:q}"
 
 
+rule pretune:
+    """Learn the next step's new classifiers on the frozen model, for initialisations that are learned.
+
+    Lies beside the model it looks at: methods that share the model share what is learned on it.
+    """
+    input:
+        model=at(paths.MODEL),
+        split=next_split,
+    output:
+        at(paths.PRETUNED),
+    log:
+        at(f"{paths.STEP}/logs/pretune_{{scenario}}_{{init}}.log"),
+    benchmark:
+        at(f"{paths.STEP}/benchmarks/pretune_{{scenario}}_{{init}}.tsv")
+    conda:
+        "../envs/ciss.yaml"
+    threads: CONFIG["runtime"]["threads"]
+    resources:
+        gpu=gpus_per_job(),
+    params:
+        program=program("pretune.py"),
+        settings=lambda wildcards: label_flags(
+            wildcards.dataset,
+            scenario_at(wildcards.dataset, wildcards.scenario, False).order,
+        )
+        + pretuning_flags(wildcards),
+        classes=lambda wildcards: len(
+            scenario_at(wildcards.dataset, wildcards.scenario, False).new_classes(
+                int(wildcards.step) + 1
+            )
+        ),
+        step=lambda wildcards: int(wildcards.step) + 1,
+        progress=pretuning_progress_file,
+        data=dataset_state,
+        runtime=reading_flags,
+    shell:
+        "{params.program:q} --model {input.model:q} --split {input.split:q}"
+        " --step {params.step} --new-classes {params.classes} --seed {wildcards.seed}"
+        " {params.settings:q} {params.runtime:q} --data-state {params.data:q}"
+        " --progress {params.progress:q} --output {output:q} --log {log:q}"
+
+
 rule transfer:
     """Widen the previous model by the new classes and initialise their classifier."""
     input:
         model=previous(paths.MODEL),
         attribution=attribution,
+        pretuned=pretuned,
     output:
         at(paths.INIT),
     log:
@@ -68,7 +112,10 @@ rule transfer:
             scenario_of(wildcards).new_classes(int(wildcards.step))
         ),
         files=lambda wildcards, input: to_flags(
-            {"attribution": input.get("attribution") or None}
+            {
+                "attribution": input.get("attribution") or None,
+                "pretuned": input.get("pretuned") or None,
+            }
         ),
     shell:
         "{params.program:q} --model {input.model:q} {params.files:q}"

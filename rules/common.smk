@@ -109,6 +109,7 @@ wildcard_constraints:
     dataset="[a-z][a-z0-9]*",
     track="[a-z0-9-]+",
     scenario="[a-z0-9-]+",
+    init="[a-z0-9-]+",
     run="[a-z0-9-]+(_[a-z0-9-]+)?",
     seed="[0-9]+",
     step="[0-9]+",
@@ -225,18 +226,32 @@ def is_generated(dataset):
     return "generate" in ciss.config.dataset_entry(CONFIG, dataset)
 
 
-def runs_whose_method(has):
-    """A pattern for the methods and variants whose description ``has`` something."""
-    kinds = ciss.config.method_kinds(CONFIG)
-    names = [name for name, kind in kinds.items() if has(methods.describe(kind))]
-    return "|".join(sorted(names))
+def runs_that(keep_importances, fuse):
+    """A pattern for the runs of such methods, variants included."""
+    fusing = ciss.config.fusing_methods(CONFIG)
+    names = [
+        name
+        for name, kind in ciss.config.method_kinds(CONFIG).items()
+        if methods.describe(kind).keeps_importances in keep_importances
+        and (name in fusing) in fuse
+    ]
+    # Where there is none: what no name is.
+    return f"({'|'.join(sorted(names)) or '-'})(_[a-z0-9-]+)?"
 
 
-#: runs whose method keeps importances, and those that are solved in closed form
-KEEPERS = (
-    f"({runs_whose_method(lambda method: method.keeps_importances)})(_[a-z0-9-]+)?"
+#: runs whose method keeps importances, those that are fused, and those that are solved
+KEEPERS = runs_that(keep_importances={True}, fuse={False})
+FUSERS = runs_that(keep_importances={True, False}, fuse={True})
+FUSERS_THAT_KEEP = runs_that(keep_importances={True}, fuse={True})
+FUSERS_THAT_DO_NOT = runs_that(keep_importances={False}, fuse={True})
+SOLVED = "|".join(
+    sorted(
+        name
+        for name, kind in ciss.config.method_kinds(CONFIG).items()
+        if methods.describe(kind).closed_form
+    )
 )
-SOLVED = f"({runs_whose_method(lambda method: method.closed_form)})"
+SOLVED = f"({SOLVED})"
 
 
 def own_objectives():

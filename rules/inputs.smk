@@ -62,6 +62,15 @@ def exemplars(wildcards):
     return at(paths.EXEMPLARS.format(images=images, **dict(wildcards.items())))
 
 
+def endpoint(wildcards):
+    """The model that a step of a run with fusion has trained: its own or another run's."""
+    return at(
+        paths.trained_model(
+            experiment_of(wildcards), wildcards.seed, int(wildcards.step)
+        )
+    )
+
+
 def previous_importances(wildcards):
     if not experiment_of(wildcards).keeps_importances:
         return []
@@ -78,6 +87,13 @@ def attribution(wildcards):
     if not experiment_of(wildcards).needs_attribution:
         return []
     return previous(paths.ATTRIBUTION)(wildcards)
+
+
+def pretuned(wildcards):
+    """Classifiers learned beside the previous model, for initialisations that are."""
+    if not experiment_of(wildcards).needs_pretuning:
+        return []
+    return previous(paths.PRETUNED)(wildcards)
 
 
 def confusions(wildcards):

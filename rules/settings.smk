@@ -77,21 +77,25 @@ def solved_base_flags(wildcards):
 RECIPE_FRACTIONS = ("lr", "momentum", "power", "weight_decay")
 
 
-def recipe_flags(wildcards):
-    """Settings of the training loop: those of step 0 or of the later steps."""
-    recipe = dict(settings_of(wildcards)["recipe"])
+def training_settings(recipe):
+    """Flags of a ciss.training.Recipe."""
     # 1, the default, splits nothing: results from before there was this setting stay valid.
-    if recipe.get("accumulate") == 1:
-        del recipe["accumulate"]
-    phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
-    recipe |= phases["base" if wildcards.step == "0" else "later"]
     # 1 and 1.0 are one setting: going from one to the other reruns nothing.
     return to_flags(
         {
             name: float(value) if name in RECIPE_FRACTIONS else value
             for name, value in recipe.items()
+            if (name, value) != ("accumulate", 1)
         }
     )
+
+
+def recipe_flags(wildcards):
+    """Settings of the training loop: those of step 0 or of the later steps."""
+    recipe = dict(settings_of(wildcards)["recipe"])
+    phases = {"base": recipe.pop("base"), "later": recipe.pop("later")}
+    recipe |= phases["base" if wildcards.step == "0" else "later"]
+    return training_settings(recipe)
 
 
 @cache
@@ -133,6 +137,39 @@ def trained_method(wildcards):
     return experiment_of(wildcards).method
 
 
+def freeze_flags(wildcards):
+    """What a method leaves as it is beside what its own code freezes; mostly nothing."""
+    chosen = experiment_of(wildcards).method.freeze
+    return to_flags({"freeze": None if chosen == "none" else chosen})
+
+
+@cache
+def initialisation_at(dataset, scenario, init):
+    """The initialisation that the wildcards of a pre-tuning name, as it holds for the scenario."""
+    section = settings_at(dataset, scenario)["initialisations"]
+    try:
+        return ciss.config.initialisation_variant(section, init)
+    except CissError as error:
+        stop(error)
+
+
+def pretuning_flags(wildcards):
+    """Settings of an initialisation that is learned: its options are most of the recipe."""
+    recipe = dict(settings_at(wildcards.dataset, wildcards.scenario)["recipe"])
+    for phase in ("base", "later"):
+        del recipe[phase]
+    chosen = initialisation_at(wildcards.dataset, wildcards.scenario, wildcards.init)
+    options = dict(chosen.options)
+    recipe |= {
+        name: options.pop(name) for name in ciss.initialisations.PRETUNING_OPTIONS
+    }
+    return (
+        to_flags({"initialisation": chosen.kind})
+        + training_settings(recipe)
+        + option_flags(options)
+    )
+
+
 def attribution_flags(wildcards):
     chosen = settings_at(wildcards.dataset, wildcards.scenario)
     flags = {
@@ -170,8 +207,19 @@ def run_flags(wildcards):
             counts,
             step_0,
         ]
-    flags += to_flags({"seeds": seeds})
+    flags += to_flags({"seeds": seeds, "trained_as": trained_as(wildcards) or None})
     return flags + (["--partial"] if is_partial(wildcards.report) else [])
+
+
+def trained_as(wildcards):
+    """Runs of a report that fuse what another run trained in step 1, and which that is."""
+    return sorted(
+        {
+            f"{e.run}={e.trained_run_at(1)}"
+            for e in report_experiments(wildcards)
+            if e.method.trains_as and e.scenario.n_steps > 1
+        }
+    )
 
 
 def published_flags(wildcards):
@@ -298,11 +346,17 @@ def check_shared_gpus():
 
 
 def training_flags(wildcards, threads, resources):
-    """The same for a training job, which may keep decoded images."""
-    flags = shared_runtime_flags(wildcards, threads, resources)
+    """The same for a training job, whose method may need saliency maps."""
     method = trained_method(wildcards)
     maps = method and saliency_folder(method)
-    flags += to_flags({"saliency_maps": maps})
+    return reading_flags(wildcards, threads, resources) + to_flags(
+        {"saliency_maps": maps}
+    )
+
+
+def reading_flags(wildcards, threads, resources):
+    """The same for a job that reads training images many times, and may keep them decoded."""
+    flags = shared_runtime_flags(wildcards, threads, resources)
     folder = CONFIG["runtime"].get("cache", "none")
     if folder == "none":
         return flags
@@ -377,6 +431,12 @@ def training_data_state(wildcards):
 def progress_file(wildcards, output):
     """Where a training keeps its progress: beside its outputs, and none of them."""
     return str(Path(output.model).with_name(paths.PROGRESS))
+
+
+def pretuning_progress_file(wildcards, output):
+    """The same for classifiers, of which several may be learned beside one model."""
+    made = Path(output[0])
+    return str(made.with_name(paths.PRETUNING_PROGRESS.format(name=made.stem)))
 
 
 def sources_flags():

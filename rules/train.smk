@@ -72,7 +72,7 @@ rule train_step:
     benchmark:
         at(f"{paths.STEP}/benchmarks/train.tsv")
     wildcard_constraints:
-        run=f"(?!({KEEPERS}|{SOLVED})/)[a-z0-9-]+(_[a-z0-9-]+)?",
+        run=f"(?!({KEEPERS}|{FUSERS}|{SOLVED})/)[a-z0-9-]+(_[a-z0-9-]+)?",
         step=STEP_AFTER_0,
     conda:
         "../envs/ciss.yaml"
@@ -85,6 +85,7 @@ rule train_step:
         method=lambda wildcards: to_flags(
             {"method": experiment_of(wildcards).method.kind}
         )
+        + freeze_flags(wildcards)
         + method_option_flags(experiment_of(wildcards).method),
         classes=lambda wildcards: len(
             scenario_of(wildcards).new_classes(int(wildcards.step))
@@ -115,3 +116,48 @@ use rule train_step as train_step_importances with:
     wildcard_constraints:
         run=KEEPERS,
         step=STEP_AFTER_0,
+
+
+use rule train_step as train_endpoint with:
+    output:
+        model=at(paths.TRAINED),
+        history=at(paths.HISTORY),
+    wildcard_constraints:
+        run=FUSERS_THAT_DO_NOT,
+        step=STEP_AFTER_0,
+
+
+use rule train_step as train_endpoint_importances with:
+    output:
+        model=at(paths.TRAINED),
+        history=at(paths.HISTORY),
+        importances=at(paths.IMPORTANCES),
+    wildcard_constraints:
+        run=FUSERS_THAT_KEEP,
+        step=STEP_AFTER_0,
+
+
+rule fuse:
+    """Fuse the model that a step has trained with the one before: what later steps start from."""
+    input:
+        old=previous(paths.MODEL),
+        new=endpoint,
+    output:
+        at(paths.MODEL),
+    log:
+        at(f"{paths.STEP}/logs/fuse.log"),
+    benchmark:
+        at(f"{paths.STEP}/benchmarks/fuse.tsv")
+    wildcard_constraints:
+        run=FUSERS,
+        step=STEP_AFTER_0,
+    conda:
+        "../envs/ciss.yaml"
+    params:
+        program=program("fuse.py"),
+        settings=lambda wildcards: to_flags(
+            {"fusion": experiment_of(wildcards).method.fuse}
+        ),
+    shell:
+        "{params.program:q} --old {input.old:q} --new {input.new:q} {params.settings:q}"
+        " --output {output:q} --log {log:q}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import sys
@@ -17,24 +18,26 @@ from PIL import Image
 from ciss import datasets, experiments, initialisations, methods, transfer
 from ciss.config import read_config
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
+from ciss.pretuning import learned, pretuning
 from ciss.training import Recipe, Training
 
 SMALL = NetworkConfig("resnet18", width=4, head_channels=8)
 N_BASE, N_NEW = 3, 2
 
 
-def code_of(page: str) -> tuple[str, str, str]:
-    """Package, module and code of the one file that a page tells its reader to write."""
+def code_of(page: str, number: int = 0) -> tuple[str, str, str]:
+    """Package, module and code of a file that a page tells its reader to write."""
     text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
-    (found,) = re.findall(r"`ciss/(\w+)/(\w+)\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
-    package, module, code = found
+    found = re.findall(r"`ciss/(\w+)/(\w+)\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    package, module, code = found[number]
     return package, module, code
 
 
 @pytest.fixture
 def added(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Put a page's file in a folder that the package looks into; yield the module's name."""
-    name, module, code = code_of(request.param)
+    page = request.param if isinstance(request.param, tuple) else (request.param,)
+    name, module, code = code_of(*page)
     package = importlib.import_module(f"ciss.{name}")
     (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
     caches = [
@@ -107,6 +110,22 @@ def test_the_initialisation_on_the_page_sets_the_new_classifier(added: str) -> N
     transfer.initialise(student, added, {"share": 0.25}, None, seed=0)
     torch.testing.assert_close(student.classifiers[1].weight, 0.75 * fresh + 0.25 * background)
     assert bias.equal(fresh_bias)
+
+
+@pytest.mark.parametrize("added", [("add-an-initialisation.md", 1)], indirect=True)
+def test_the_learned_initialisation_on_the_page_is_learned(added: str) -> None:
+    assert initialisations.describe(added).needs_pretuning
+    student, _ = networks()
+    fresh = student.classifiers[1].weight.detach().clone()
+    recipe = Recipe(epochs=1, lr=0.1, batch=2, crop=32)
+    training = pretuning(copy.deepcopy(student), added, {}, recipe, 20, torch.device("cpu"))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.full((2, 32, 32), 0)
+    labels[:, :16] = 1 + N_BASE
+    found = [training.update(images, labels)[0]["classification"].item() for _ in range(10)]
+    assert found[-1] < found[0]
+    transfer.initialise(student, added, {}, None, 0, learned(training))
+    assert not student.classifiers[1].weight.equal(fresh)
 
 
 @pytest.mark.parametrize("added", ["add-a-dataset.md"], indirect=True)

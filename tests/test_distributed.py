@@ -37,6 +37,7 @@ from ciss.loading import (
     to_network_input,
 )
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
+from ciss.pretuning import pretuning
 from ciss.progress import Progress
 from ciss.runtime import Runtime, StopRequest, check_devices
 from ciss.training import InterruptedTrainingError, Recipe, Training, train
@@ -176,6 +177,17 @@ def regression(root: Path) -> ridge.Ridge:
     return ridge.accumulate(before, network, batches, 0.4)
 
 
+def pretuned(root: Path) -> dict[str, Tensor]:
+    """Classifiers that ``nest`` learns in four iterations, and its losses."""
+    network = networks(torch.float64)[0]
+    features = network.features
+    network.features = lambda images: features(images.double())  # type: ignore[method-assign]
+    training = pretuning(network, "nest", {}, RECIPE, 4, CPU)
+    history = train(training, training_images(root), Runtime(), Progress(None, ""), StopRequest())
+    made = {key: value.clone() for key, value in training.network.state_dict().items()}
+    return {**made, "losses": torch.tensor(history["loss"].tolist(), dtype=torch.float64)}
+
+
 def training_images(root: Path, remember: bool = False) -> TrainingImages:
     dataset = open_dataset("shapes", "shapes", root)
     rows = pd.DataFrame(list_images(dataset)["train"], columns=["image", "mask"])
@@ -257,6 +269,7 @@ def two_processes(folder: Path) -> dict[str, Any]:
         **confusion_and_attribution(root),
         "not finite": not_finite(root),
         "interrupted": interrupted_before_the_first(root),
+        "pretuned": pretuned(root),
     }
 
 
@@ -331,6 +344,13 @@ def test_two_processes_train_as_one_does(name: str, two: list[dict[str, Any]]) -
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
     assert largest_difference(ours, updates(name)) < SAME
+
+
+def test_two_processes_pretune_as_one_does(two: list[dict[str, Any]], folder: Path) -> None:
+    ours, theirs = (each["pretuned"] for each in two)
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+    assert largest_difference(ours, pretuned(folder / "shapes")) < SAME
 
 
 def test_in_float32_two_processes_are_as_exact_as_one(two: list[dict[str, Any]]) -> None:

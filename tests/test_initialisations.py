@@ -81,7 +81,8 @@ def test_matches_published(case, variant, name, options, mask):
 
 
 def test_names_are_the_modules():
-    assert initialisations.names() == ("awt", "copy", "mib", "randchannels", "random")
+    expected = ("awt", "copy", "mib", "nest", "randchannels", "random")
+    assert initialisations.names() == expected
     needing = [name for name in initialisations.names() if transfer.get(name).NEEDS_ATTRIBUTION]
     assert needing == ["awt"]
     with pytest.raises(CissError, match="'zero' is unknown; there are: awt, copy, mib"):

@@ -37,6 +37,7 @@ from ciss import experiments, paths
 from ciss.checkpoint import load_model
 from ciss.datasets.shapes import generate
 from ciss.metrics import read_confusion, write_confusion
+from ciss.pretuning import load_classifiers
 from ciss.results import read_table
 
 pytestmark = pytest.mark.workflow
@@ -496,6 +497,89 @@ def test_what_a_memory_reruns(changed: Path) -> None:
     assert tiny(changed, *one, "--config", memory).jobs == {}
     again = {"exemplars": 1, "transfer": 1, "train_step": 2, "evaluate": 1}
     assert tiny(changed, *one, "--config", other).jobs == again
+
+
+# --- Initialisations that are learned, and fusion ------------------------------------------
+
+LEARNED = f"{RESULTS}/shapes/10-5/ft_nest/seed1/step1/init.safetensors"
+FUSED = f"{RESULTS}/shapes/10-5/mib-ewf/seed1/step2/model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def fused(finished: Path, shared: Path) -> Path:
+    """The finished run, to which a fused run and pre-tuned classifiers were added."""
+    folder = shared / "fused run"
+    with only_one(shared / "fused.lock"):
+        if not (folder / "fused").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(finished, folder, symlinks=True)
+            run = tiny(folder, "--cores", 1, LEARNED, FUSED, dry=False)
+            (folder / "run.txt").write_text(run.output)
+            assert run.status == 0, run.output
+            (folder / "fused").touch()
+    return folder
+
+
+def test_a_finished_run_is_fused_without_training_its_first_step_again(fused: Path) -> None:
+    jobs = {"pretune": 1, "transfer": 2, "fuse": 2, "train_endpoint": 1}
+    assert Run(0, (fused / "run.txt").read_text()).jobs == jobs
+    run = fused / RESULTS / "shapes/10-5"
+    before, after, fusion = (
+        load_model(path)[0].state_dict()
+        for path in (
+            fused / RESULTS / "shapes/10/ce/seed1/step0/model.safetensors",
+            run / "mib/seed1/step1/model.safetensors",
+            run / "mib-ewf/seed1/step1/model.safetensors",
+        )
+    )
+    share = (5 / (5 + 11)) ** 0.5
+    for name, value in before.items():
+        if value.is_floating_point():
+            expected = (1 - share) * value + share * after[name]
+            torch.testing.assert_close(fusion[name], expected, msg=name)
+    assert torch.equal(fusion["cls.1.weight"], after["cls.1.weight"])
+    # Step 2 began with the fused model.
+    init = load_model(run / "mib-ewf/seed1/step2/init.safetensors")[0].state_dict()
+    name = "body.mod1.conv1.weight"
+    assert torch.equal(init[name], fusion[name])
+    assert not torch.equal(init[name], after[name])
+
+
+def test_pretuned_classifiers_lie_beside_the_model_and_are_what_a_step_begins_with(
+    fused: Path,
+) -> None:
+    step_0 = fused / RESULTS / "shapes/10/ce/seed1/step0"
+    made = load_classifiers(step_0 / "pretuned_10-5_nest.safetensors")
+    init = load_model(fused / LEARNED)[0].state_dict()
+    assert torch.equal(init["cls.1.weight"][:, :, 0, 0], made.weight)
+    assert torch.equal(init["cls.0.weight"][0, :, 0, 0], made.background_weight)
+    assert "epoch 5/5" in (step_0 / "logs/pretune_10-5_nest.log").read_text()
+    assert not list(step_0.glob("*progress*"))
+
+
+FUSED_ANEW = {"transfer": 1, "train_endpoint": 1, "fuse": 2}
+FUSION_SETTINGS: dict[str, tuple[list[str], dict[str, int]]] = {
+    "nothing": (["initialisations={nest: {epochs: 5}}"], {}),
+    "both trainings of mib": (
+        ["methods={mib: {distillation: 20}}"],
+        {"train_step": 1, **FUSED_ANEW},
+    ),
+    # Pre-tuning has a schedule of its own.
+    "later epochs": (["recipe={later: {epochs: 1}}"], {"train_step": 1, **FUSED_ANEW}),
+    # The fused run has a first step of its own then.
+    "epochs of nest, distillation of mib-ewf alone": (
+        ["initialisations={nest: {epochs: 6}}", "methods={mib-ewf: {distillation: 20}}"],
+        {"pretune": 1, "transfer": 3, "train_endpoint": 2, "fuse": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSION_SETTINGS)
+def test_a_setting_reruns_what_it_changes_of_fused_and_learned_runs(name: str, fused: Path) -> None:
+    change, expected = FUSION_SETTINGS[name]
+    run = tiny(fused, LEARNED, FUSED, "--cores", 1, "--config", *change)
+    assert run.status == 0, run.output
+    assert run.jobs == expected
 
 
 def test_the_plan_says_what_it_costs_and_runs_nothing(finished: Path) -> None:

@@ -18,21 +18,20 @@ import repository  # noqa: F401
 import torch
 from torch import nn
 
-from ciss import distributed, exemplars, methods, saliency, scripting, splits
+from ciss import distributed, exemplars, freezing, methods, saliency, scripting, splits
 from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
 from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
-from ciss.image_cache import ImageCache, cache_folder, cached_images
-from ciss.index import read_index
+from ciss.image_cache import open_cache
 from ciss.labels import training_lookup
 from ciss.loading import Lookup, TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
 from ciss.models.pretrained import load_imagenet
 from ciss.progress import Progress, identity
-from ciss.runtime import Runtime, StopRequest, log, source_revision, start_torch, stop_request
+from ciss.runtime import Runtime, log, source_revision, start_torch, stop_request
 from ciss.training import Recipe, Training, train
 
 
@@ -163,12 +162,15 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.importances is not None and teacher is not None:
         importances_to(method, arguments.importances, teacher, device)
     iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
-    training = Training(network, teacher, method, recipe, iterations, device)
+    frozen = freezing.old_classifiers(network.classes_per_step) if arguments.freeze else []
+    training = Training(network, teacher, method, recipe, iterations, device, frozen)
     # What `auto` means depends on the device: progress in another precision is another recipe's.
     precision = str(training.dtype).removeprefix("torch.")
     about = {**facts(arguments, recipe, rows, lookup), "precision": precision}
     if remembered is not None:
         about["exemplars"] = exemplars.exemplars_hash(remembered)
+    if frozen:
+        about["frozen"] = frozen
     names = ", ".join(dataset.classes[label] for label in new)
     log.info("step %d: %s, classes %s", arguments.step, arguments.method, names)
     log.info("%d images, %d iterations on %s in %s", len(images), iterations, device, precision)
@@ -187,7 +189,14 @@ def main(arguments: argparse.Namespace) -> None:
             remove_partial(path)
     with stop_request(runtime.minutes) as stop:
         if arguments.cache is not None:
-            images.cache = open_cache(arguments, dataset.root, runtime.workers, stop)
+            images.cache = open_cache(
+                arguments.cache,
+                arguments.index,
+                arguments.dataset,
+                dataset.root,
+                workers=runtime.workers,
+                stopped=lambda: stop.reason,
+            )
         history = train(training, images, runtime, progress, stop)
         if not distributed.is_main():
             return
@@ -210,27 +219,6 @@ def main(arguments: argparse.Namespace) -> None:
         progress.finish()
 
 
-def open_cache(
-    arguments: argparse.Namespace, root: Path, workers: int, stop: StopRequest
-) -> ImageCache | None:
-    """Return the cache of decoded images that ``--cache`` asks for, written where there is none."""
-    folder = cache_folder(arguments.cache)
-    if arguments.index is None or not arguments.index.is_file():
-        log.warning("no cache of decoded images: --index %s is no file", arguments.index)
-        return None
-    cache = cached_images(
-        folder,
-        arguments.dataset,
-        root,
-        read_index(arguments.index),
-        workers=workers,
-        stopped=lambda: stop.reason,
-    )
-    if cache is not None:
-        log.info("decoded images from %s", cache.path)
-    return cache
-
-
 def digest(arguments: argparse.Namespace) -> list[str]:
     """Return checksums of the files that a run starts from."""
     given = (arguments.init, arguments.teacher, arguments.importances, arguments.weights)
@@ -248,6 +236,11 @@ if __name__ == "__main__":
         help=f"at step 0 the objective: {', '.join(methods.BASE_OBJECTIVES)}",
     )
     add_option_flag(parser, "method")
+    parser.add_argument(
+        "--freeze",
+        choices=methods.COMMON["freeze"][1:],
+        help="what stays as the step before left it",
+    )
     parser.add_argument(
         "--saliency-maps",
         type=Path,

@@ -2,9 +2,11 @@
 
 A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its options with their defaults), ``CHOICES``
 where an option takes one of a few words, all written as literals, and
-``initialise(classifiers, options, masks, generator)``, which returns the new ``Classifiers``. A new
-file in this folder is a new initialisation; nothing else needs to know of it. Importing this
-package imports no torch, as ``ciss.methods`` does not; ``ciss.transfer`` applies initialisations.
+``initialise(classifiers, options, masks, generator)``, which returns the new ``Classifiers``. One
+that is learned on the step's images says ``NEEDS_PRETUNING`` and offers ``learner(network,
+options)`` instead, which ``ciss.pretuning`` runs. A new file in this folder is a new
+initialisation; nothing else needs to know of it. Importing this package imports no torch, as
+``ciss.methods`` does not; ``ciss.transfer`` applies initialisations.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from ciss.names import unknown
 
 #: options from which the channel masks are made, for initialisations that need attribution
 CHANNEL_OPTIONS = ("fraction", "grouping", "pooling")
-_FACTS = ("NEEDS_ATTRIBUTION", "OPTIONS", "CHOICES")
+#: options that are a training's, for initialisations that are learned
+PRETUNING_OPTIONS = ("epochs", "lr", "momentum", "weight_decay")
+_FACTS = ("NEEDS_ATTRIBUTION", "NEEDS_PRETUNING", "OPTIONS", "CHOICES")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Description:
     summary: str
     defaults: Mapping[str, Any]
     needs_attribution: bool
+    needs_pretuning: bool
     choices: Mapping[str, list[str]]
 
 
@@ -46,26 +51,43 @@ def names() -> tuple[str, ...]:
 def describe(name: str) -> Description:
     """Read an initialisation's facts from its source, without importing it.
 
-    Raises ``CissError`` for an unknown name, and for one that needs attribution but lacks an option
-    of ``CHANNEL_OPTIONS``.
+    Raises ``CissError`` for an unknown name, for one that needs attribution but lacks an option of
+    ``CHANNEL_OPTIONS``, or pre-tuning but one of ``PRETUNING_OPTIONS``, or that needs both.
     """
     check_name(name)
     syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
-    values: dict[str, Any] = {"CHOICES": {}}
+    values: dict[str, Any] = {"CHOICES": {}, "NEEDS_PRETUNING": False}
     for node in syntax.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in _FACTS:
             values[target.id] = ast.literal_eval(node.value)
-    absent = sorted({*CHANNEL_OPTIONS} - values["OPTIONS"].keys())
-    if values["NEEDS_ATTRIBUTION"] and absent:
-        raise CissError(
-            f"initialisation {name} needs attribution, but has no option {', '.join(absent)}: "
-            f"channels are chosen by them; add them to OPTIONS in ciss/initialisations/{name}.py"
-        )
+    _check_facts(name, values)
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
-    return Description(summary, values["OPTIONS"], values["NEEDS_ATTRIBUTION"], values["CHOICES"])
+    return Description(
+        summary,
+        values["OPTIONS"],
+        values["NEEDS_ATTRIBUTION"],
+        values["NEEDS_PRETUNING"],
+        values["CHOICES"],
+    )
+
+
+def _check_facts(name: str, values: Mapping[str, Any]) -> None:
+    needs = {
+        "NEEDS_ATTRIBUTION": ("attribution", CHANNEL_OPTIONS, "channels are chosen by them"),
+        "NEEDS_PRETUNING": ("pre-tuning", PRETUNING_OPTIONS, "it is trained with them"),
+    }
+    if all(values[fact] for fact in needs):
+        raise CissError(f"initialisation {name} needs attribution and pre-tuning; choose one")
+    for fact, (what, options, reason) in needs.items():
+        absent = sorted({*options} - values["OPTIONS"].keys())
+        if values[fact] and absent:
+            raise CissError(
+                f"initialisation {name} needs {what}, but has no option {', '.join(absent)}: "
+                f"{reason}; add them to OPTIONS in ciss/initialisations/{name}.py"
+            )
 
 
 def check_name(name: str) -> None:

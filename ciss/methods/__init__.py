@@ -33,6 +33,13 @@ _BASE_METHODS = {"ce": "ft", "ce-preallocated": "dft", "bce": "lwf-mc", "ssul": 
 BASE_OBJECTIVES = (*_BASE_METHODS, "ce-importance")
 #: the one under which step 0 has classifiers of all classes to come: it depends on their number
 PREALLOCATED = "ce-preallocated"
+#: settings that every method has beside its options: the words that each takes, the default first
+COMMON: Mapping[str, tuple[str, ...]] = {
+    # what becomes of a step's model, once it is trained (ciss.fusion); of variants alone
+    "fuse": ("none", "ewf"),
+    # what stays as the step before left it, whatever else the method trains
+    "freeze": ("none", "old_classifiers"),
+}
 _FACTS = (
     "defaults",
     "choices",
