@@ -261,7 +261,7 @@ def test_maps_in_a_folder(tmp_path: Path) -> None:
 
 def test_a_variant_has_a_step_0_of_its_own_where_it_must() -> None:
     config = read_config(REPOSITORY / "config.yaml")
-    config["methods"] = {
+    config["methods"] |= {
         "ssul-none": {"method": "ssul", "saliency": "none"},
         "ssul-sure": {"method": "ssul", "confidence": 0.9},
     }
