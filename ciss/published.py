@@ -214,6 +214,8 @@ def _departures_later(
     method, init = experiment.method, experiment.init
     if method.memory:
         found.append(f"methods.{method.name}.memory is {method.memory} (published: none)")
+    if said := _file()["trained_otherwise"].get(method.kind):
+        found.append(said)
     # Where models are fused, old classifiers were frozen.
     common = {"freeze": "old_classifiers" if method.fuses else "none"}
     found += _differences({"freeze": method.freeze}, common, f"methods.{method.name}")

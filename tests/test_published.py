@@ -91,6 +91,13 @@ def test_the_published_recipe_is_our_default() -> None:
     assert {key.partition("/")[0] for key, *_ in matches if key} == {"voc", "ade", "cityscapes"}
 
 
+def test_a_method_that_its_authors_train_otherwise_is_laid_beside_no_number() -> None:
+    config = checked(DEFAULTS)
+    for name in ("voc_15-1_ssul", "voc_15-1_ssul_awt"):
+        match = published.match(config, parse_experiment(config, name))
+        assert [said for said in match.departures if "SSUL's code trains otherwise" in said]
+
+
 # --- Which number is shown -----------------------------------------------------------------
 
 
