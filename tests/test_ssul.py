@@ -25,6 +25,7 @@ from ciss.errors import CissError
 from ciss.experiments import parse_experiment
 from ciss.loading import TrainingImages, crop_and_flip
 from ciss.methods.base import Batch
+from ciss.methods.ssul import pseudo_labels
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 from ciss.pixelwise import Upsampled
 from ciss.training import Recipe, Training
@@ -254,6 +255,13 @@ def test_maps_in_a_folder(tmp_path: Path) -> None:
     assert fingerprint.of_folder(maps, ".png", cache) == before
     Image.fromarray(255 - values).save(maps / "a.png")
     assert fingerprint.of_folder(maps, ".png", cache) != before
+
+
+def test_the_teacher_is_asked_for_its_largest_logit() -> None:
+    """Sigmoids of 20 and of 30 are both 1 in float32."""
+    logits = torch.tensor([20.0, 25.0, 30.0, 0.0]).view(1, 4, 1, 1)
+    labels = torch.zeros(1, 1, 1, dtype=torch.int64)
+    assert pseudo_labels(labels, Upsampled.of(logits), 0.7).item() == 2
 
 
 # --- The configuration ------------------------------------------------------------------------

@@ -103,8 +103,9 @@ def pseudo_labels(labels: Tensor, teacher_logits: Upsampled, confidence: float) 
     """
 
     def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
-        score, predicted = logits.sigmoid().max(dim=1)
-        return score, predicted
+        # Of logits, not of sigmoids: those of large logits are all 1 in float32.
+        largest, predicted = logits.max(dim=1)
+        return largest.sigmoid(), predicted
 
     score, predicted = pixel_maps(predict, teacher_logits)
     last = teacher_logits.maps.shape[1] - 1
