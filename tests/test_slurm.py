@@ -157,7 +157,9 @@ def strike(site: Site) -> dict[str, Any]:
     """Train step 0 with several seeds; each job is struck by another fault."""
     site.edit_profile(retries=9)
     slow = {"do": "sleep", "file": "progress.pt"}
-    faults = [{**slow, "inside": f"seed{seed}", "seconds": 0.3} for seed in (1, 2, 3, 4)]
+    # Slow enough to be struck in time: it takes seconds until a job is requeued.
+    pauses = {1: 0.6, 2: 0.6, 3: 0.3, 4: 1.0}
+    faults = [{**slow, "inside": f"seed{seed}", "seconds": s} for seed, s in pauses.items()]
     # Longer than the limit of one job, without work for the processor.
     faults += [{**slow, "inside": "seed5", "seconds": 2.5}]
     # The history is written once the last progress is saved, the model after it.
