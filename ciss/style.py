@@ -21,13 +21,16 @@ METHOD_NAMES = {
     "pi": "PI",
     "mib": "MiB",
     "plop": "PLOP",
-    "mib-ewf": "MiB + EWF",
-    "plop-ewf": "PLOP + EWF",
-    "mib-ewf-frozen": "MiB + EWF, frozen",
-    "plop-ewf-frozen": "PLOP + EWF, frozen",
     "ssul": "SSUL",
     "dft": "DFT*",
     "cfs": "CFSSeg",
+}
+#: variants that config.yaml declares
+VARIANT_NAMES = {
+    "mib-ewf": "MiB+EWF",
+    "plop-ewf": "PLOP+EWF",
+    "mib-ewf-frozen": "MiB+EWF frozen",
+    "plop-ewf-frozen": "PLOP+EWF frozen",
 }
 
 INIT_NAMES = {
@@ -69,6 +72,11 @@ _METHOD_LOOKS = {
     "ssul": ("#E69F00", "P"),
     "dft": ("#000000", "X"),
     "cfs": ("#6633FF", "d"),
+    # As other variants do, these have the method's colour.
+    "mib-ewf": ("#0072B2", (4, 1, 0)),
+    "mib-ewf-frozen": ("#0072B2", (3, 1, 0)),
+    "plop-ewf": ("#D55E00", (8, 1, 0)),
+    "plop-ewf-frozen": ("#D55E00", "H"),
 }
 # For methods added later and for variants: none of the colours and markers above.
 _OTHER_COLOURS = ("#7A4B1E", "#44AA99", "#AA4499")
@@ -174,7 +182,7 @@ def split_run(run: str) -> tuple[str, str]:
 
 def pretty_name(method: str, init: str = "") -> str:
     """Name of a run in print: ``mib`` and ``awt`` become ``MiB + AWT``; unknown ones stay."""
-    name = METHOD_NAMES.get(method, method)
+    name = (METHOD_NAMES | VARIANT_NAMES).get(method, method)
     known = method.removesuffix("-m")
     if known != method and known in METHOD_NAMES:
         # As the papers call a method with a memory: SSUL-M.

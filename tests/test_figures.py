@@ -13,7 +13,7 @@ from PIL import Image
 from ciss import figures, initialisations, results, style
 from ciss.config import read_config
 from ciss.errors import CissError
-from ciss.style import METHOD_NAMES, Style, style_from_config
+from ciss.style import METHOD_NAMES, VARIANT_NAMES, Style, style_from_config
 
 STYLE = Style(dpi=100)
 #: points; what journals still print
@@ -165,7 +165,8 @@ def test_runs_can_be_told_apart_in_grey():
         *read_config(REPOSITORY / "config.yaml")["initialisations"],
         *initialisations.names(),
     ]
-    runs = [f"{method}_{init}" if init else method for method in METHOD_NAMES for init in inits]
+    methods = [*METHOD_NAMES, *VARIANT_NAMES]
+    runs = [f"{method}_{init}" if init else method for method in methods for init in inits]
     assert len(runs) > 100
     looks = {(str(look.marker), str(look.line), look.filling) for look in map(STYLE.look, runs)}
     assert len(looks) == len(runs)
@@ -327,6 +328,12 @@ def test_learning_curves_of_several_methods_have_a_panel_each():
         dict.fromkeys(["ft", "mib", "mib_awt"], history), STYLE, y="iou_new", y_label="IoU (%)"
     )
     assert_legible(two)
+    variants = [run for method in VARIANT_NAMES for run in (method, f"{method}_awt")]
+    assert_legible(
+        figures.learning_curve(
+            dict.fromkeys(variants, history), STYLE, y="iou_new", y_label="IoU (%)"
+        )
+    )
 
 
 SHARES = {
