@@ -100,7 +100,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     _check_processes(config["runtime"])
     for name, entry in config["datasets"].items():
         _check_dataset(config, name, entry)
-    method_kinds(config)
+    method_variants(config)
     for name, matrix in config["matrices"].items():
         _check_matrix(config, name, matrix)
     _check_experiments(config)
@@ -263,22 +263,13 @@ def base_run(config: Config, dataset: str, method: Variant, where: str) -> str:
     return described.base_objective if is_plain else method.name
 
 
-def method_kinds(config: Config) -> dict[str, str]:
-    """Return the kind of each method and variant that the configuration names at any level.
+def method_variants(config: Config) -> dict[str, Variant]:
+    """Resolve each method and variant that the configuration names at any level.
 
-    Files are named after the variant alone, and what a step writes depends on the kind. Raises
-    ``CissError`` where two data sets or scenarios mean different kinds by one name.
+    Files are named after the variant alone, and what a step writes depends on its kind and on
+    whether it fuses: these are the same at all levels, its options are those of the first. Raises
+    ``CissError`` where two data sets or scenarios mean different ones by one name.
     """
-    return {name: variant.kind for name, variant in _method_variants(config).items()}
-
-
-def fusing_methods(config: Config) -> set[str]:
-    """Return the variants that fuse a step's model with that of the step before."""
-    return {name for name, variant in _method_variants(config).items() if variant.fuses}
-
-
-def _method_variants(config: Config) -> dict[str, Variant]:
-    """Resolve each method of any level, as far as it is the same at all of them."""
     found = {name: (Variant(name, name, {}), "built-in") for name in methods.names()}
     for where, section in _method_sections(config):
         for name in section:

@@ -226,46 +226,42 @@ def is_generated(dataset):
     return "generate" in ciss.config.dataset_entry(CONFIG, dataset)
 
 
-def runs_that(keep_importances, fuse):
-    """A pattern for the runs of such methods, variants included."""
-    fusing = ciss.config.fusing_methods(CONFIG)
-    names = [
+VARIANTS = ciss.config.method_variants(CONFIG)
+
+
+def those(has):
+    """The methods and variants that ``has`` something."""
+    return sorted(
         name
-        for name, kind in ciss.config.method_kinds(CONFIG).items()
-        if methods.describe(kind).keeps_importances in keep_importances
-        and (name in fusing) in fuse
-    ]
-    # Where there is none: what no name is.
-    return f"({'|'.join(sorted(names)) or '-'})(_[a-z0-9-]+)?"
+        for name, variant in VARIANTS.items()
+        if has(variant, methods.describe(variant.kind))
+    )
+
+
+def any_of(names):
+    """A pattern for names; where there are none, for what no name is."""
+    return f"({'|'.join(names) or '-'})"
+
+
+def runs_of(names):
+    """A pattern for runs of methods and variants, with any initialisation."""
+    return f"{any_of(names)}(_[a-z0-9-]+)?"
 
 
 #: runs whose method keeps importances, those that are fused, and those that are solved
-KEEPERS = runs_that(keep_importances={True}, fuse={False})
-FUSERS = runs_that(keep_importances={True, False}, fuse={True})
-FUSERS_THAT_KEEP = runs_that(keep_importances={True}, fuse={True})
-FUSERS_THAT_DO_NOT = runs_that(keep_importances={False}, fuse={True})
-SOLVED = "|".join(
-    sorted(
-        name
-        for name, kind in ciss.config.method_kinds(CONFIG).items()
-        if methods.describe(kind).closed_form
-    )
+KEEPERS = runs_of(those(lambda v, method: method.keeps_importances and not v.fuses))
+FUSERS = runs_of(those(lambda v, method: v.fuses))
+FUSERS_THAT_KEEP = runs_of(
+    those(lambda v, method: v.fuses and method.keeps_importances)
 )
-SOLVED = f"({SOLVED})"
-
-
-def own_objectives():
-    """A pattern for runs of step 0 by a method's own losses, and by variants of its options."""
-    kinds = ciss.config.method_kinds(CONFIG)
-    names = [
-        name
-        for name, kind in kinds.items()
-        if methods.describe(kind).base_objective == kind
-    ]
-    return "|".join(sorted(names))
-
-
-BASE_RUNS = f"ce|ce-preallocated|bce|{own_objectives()}"
+FUSERS_THAT_DO_NOT = runs_of(
+    those(lambda v, method: v.fuses and not method.keeps_importances)
+)
+SOLVED = any_of(those(lambda v, method: method.closed_form))
+#: methods whose own losses train step 0, and variants of them
+OWN_BASES = those(lambda v, method: method.base_objective == v.kind)
+#: runs of step 0, by these or by an objective that methods share
+BASE_RUNS = f"ce|ce-preallocated|bce|{any_of(OWN_BASES)}"
 
 
 def remember_signatures():

@@ -101,7 +101,7 @@ def recipe_flags(wildcards):
 @cache
 def base_method_at(dataset, run):
     """The method that trains a run of step 0 with losses of its own, or None."""
-    if run not in own_objectives().split("|"):
+    if run not in OWN_BASES:
         return None
     return ciss.config.base_method(CONFIG, dataset, run)
 

@@ -341,8 +341,8 @@ def test_a_variant_keeps_its_kind_where_another_level_changes_an_option() -> Non
         "methods": {"mine": {"method": "ewc"}},
         "datasets": {"voc": {"methods": {"mine": {"importance": 2}}}},
     }
-    kinds = configuration.method_kinds(checked(with_change(**change)))
-    assert (kinds["mine"], kinds["plop"]) == ("ewc", "plop")
+    variants = configuration.method_variants(checked(with_change(**change)))
+    assert (variants["mine"].kind, variants["plop"].kind) == ("ewc", "plop")
 
 
 def test_levels_are_merged_key_by_key() -> None:

@@ -13,7 +13,7 @@ import yaml
 from helpers import REPOSITORY
 
 from ciss import methods, paths, published
-from ciss.config import checked, fusing_methods, merged
+from ciss.config import checked, merged, method_variants
 from ciss.errors import CissError
 from ciss.experiments import Experiment, parse_experiment
 from ciss.fusion import endpoint_share, fuse
@@ -178,7 +178,8 @@ def test_a_wrong_setting_is_one_sentence(own: dict[str, Any], words: str) -> Non
 
 def test_a_variant_fuses_everywhere_or_nowhere() -> None:
     config = checked(DEFAULTS)
-    assert {"mib-ewf", "plop-ewf", "mib-ewf-frozen"} <= fusing_methods(config)
+    fusing = {name for name, variant in method_variants(config).items() if variant.fuses}
+    assert {"mib-ewf", "plop-ewf", "mib-ewf-frozen"} <= fusing
     own = {"datasets": {"voc": {"methods": {"mib-ewf": {"fuse": "none"}}}}}
     with pytest.raises(CissError, match=r"methods\.mib-ewf is 'none', but 'ewf' in methods"):
         checked(merged(DEFAULTS, own))
