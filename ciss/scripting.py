@@ -8,13 +8,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ciss import distributed
 from ciss.datasets import BACKGROUNDS, Dataset, open_dataset
 from ciss.download import Sources
 from ciss.errors import CissError
 from ciss.flags import from_flags, values_from
-from ciss.runtime import Runtime, check_devices, log, start_logging
+from ciss.runtime import Runtime, StopRequest, check_devices, log, start_logging
+
+if TYPE_CHECKING:
+    from ciss.image_cache import ImageCache
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -68,6 +72,33 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
         values=None if arguments.values is None else values_from(arguments.values),
         void=arguments.void,
         files=getattr(arguments, "files", None),
+    )
+
+
+def add_reading_flags(made: argparse.ArgumentParser) -> None:
+    """Add the arguments of a script that reads training images many times, and keeps progress."""
+    made.add_argument(
+        "--data-state", default="", help="fingerprint of the data: progress is of these files only"
+    )
+    made.add_argument("--cache", help="folder of decoded images: reading them takes less time")
+    made.add_argument("--index", type=Path, help="index of the data set, for --cache")
+    made.add_argument("--progress", type=Path, help="file that keeps the progress")
+
+
+def cache_from(arguments: argparse.Namespace, workers: int, stop: StopRequest) -> ImageCache | None:
+    """Open the cache of decoded images that ``--cache`` asks for, if any; see ``open_cache``."""
+    # With pandas, which most scripts do without.
+    from ciss.image_cache import open_cache
+
+    if arguments.cache is None:
+        return None
+    return open_cache(
+        arguments.cache,
+        arguments.index,
+        arguments.dataset,
+        arguments.root,
+        workers=workers,
+        stopped=lambda: stop.reason,
     )
 
 

@@ -19,7 +19,6 @@ from ciss import distributed, scripting, splits
 from ciss.checkpoint import load_model
 from ciss.files import remove_partial
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
-from ciss.image_cache import open_cache
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch
 from ciss.models import widened
@@ -63,15 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
     progress = Progress(arguments.progress, identity(about))
     remove_partial(arguments.output)
     with stop_request(runtime.minutes) as stop:
-        if arguments.cache is not None:
-            images.cache = open_cache(
-                arguments.cache,
-                arguments.index,
-                arguments.dataset,
-                dataset.root,
-                workers=runtime.workers,
-                stopped=lambda: stop.reason,
-            )
+        images.cache = scripting.cache_from(arguments, runtime.workers, stop)
         train(training, images, runtime, progress, stop)
         if distributed.is_main():
             about |= {"images": len(images), "source": source_revision()}
@@ -89,13 +80,8 @@ if __name__ == "__main__":
     parser.add_argument("--initialisation", required=True, help="one that is learned: nest")
     add_option_flag(parser, "initialisation")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument(
-        "--data-state", default="", help="fingerprint of the data: progress is of these files only"
-    )
     parser.add_argument("--output", type=Path, required=True, help="classifiers to write")
-    parser.add_argument("--cache", help="folder of decoded images: reading them takes less time")
-    parser.add_argument("--index", type=Path, help="index of the data set, for --cache")
-    parser.add_argument("--progress", type=Path, help="file that keeps the progress")
+    scripting.add_reading_flags(parser)
     add_flags(parser, Recipe)
     add_flags(parser, Runtime)
     scripting.run(main, parser, shared=True)

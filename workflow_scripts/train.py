@@ -24,7 +24,6 @@ from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
 from ciss.flags import add_flags, add_option_flag, from_flags, options_from
-from ciss.image_cache import open_cache
 from ciss.labels import training_lookup
 from ciss.loading import Lookup, TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
@@ -188,15 +187,7 @@ def main(arguments: argparse.Namespace) -> None:
         if path is not None:
             remove_partial(path)
     with stop_request(runtime.minutes) as stop:
-        if arguments.cache is not None:
-            images.cache = open_cache(
-                arguments.cache,
-                arguments.index,
-                arguments.dataset,
-                dataset.root,
-                workers=runtime.workers,
-                stopped=lambda: stop.reason,
-            )
+        images.cache = scripting.cache_from(arguments, runtime.workers, stop)
         history = train(training, images, runtime, progress, stop)
         if not distributed.is_main():
             return
@@ -254,9 +245,6 @@ if __name__ == "__main__":
         default=0,
         help="classes to come that have a classifier already (step 0)",
     )
-    parser.add_argument(
-        "--data-state", default="", help="fingerprint of the data: progress is of these files only"
-    )
     parser.add_argument("--init", type=Path, help="widened network to start from (steps after 0)")
     parser.add_argument("--teacher", type=Path, help="model of the step before (steps after 0)")
     parser.add_argument("--weights", type=Path, help="encoder to start from (step 0)")
@@ -265,9 +253,7 @@ if __name__ == "__main__":
     parser.add_argument("--importances-out", type=Path, help="importances to write")
     parser.add_argument("--output", type=Path, required=True, help="model to write")
     parser.add_argument("--history", type=Path, required=True, help="table of epochs to write")
-    parser.add_argument("--cache", help="folder of decoded images: reading them takes less time")
-    parser.add_argument("--index", type=Path, help="index of the data set, for --cache")
-    parser.add_argument("--progress", type=Path, help="file that keeps the progress")
+    scripting.add_reading_flags(parser)
     add_flags(parser, NetworkConfig)
     add_flags(parser, Recipe)
     add_flags(parser, Runtime)
