@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,9 @@ _AHEAD = 2
 
 # Keeps the uses of one seed apart. It comes first, as trailing zeros do not change a seed.
 _ORDER, _AUGMENTATION, _EXEMPLARS = 0, 1, 2
+
+
+_T = TypeVar("_T")
 
 
 class Reading(TypedDict):
@@ -334,9 +337,7 @@ def evaluation_batches(
     turns with whole batches: the network sees the same batches whatever their number, and its
     outputs have the same bits.
     """
-    positions = range(len(images))
-    size = 1 if images.mode == "full" else batch
-    batches = [list(positions[first : first + size]) for first in range(0, len(positions), size)]
+    batches = _in_order(range(len(images)), 1 if images.mode == "full" else batch)
     return _loaded(images, batches[rank::world_size], workers, pin)
 
 
@@ -353,9 +354,13 @@ def single_pass(
 
     The last batch may be smaller. Processes take turns with whole batches.
     """
-    keys = [(0, position) for position in range(len(images))]
-    batches = [keys[first : first + batch] for first in range(0, len(keys), batch)]
+    batches = _in_order([(0, position) for position in range(len(images))], batch)
     return _loaded(images, batches[rank::world_size], workers, pin)
+
+
+def _in_order(keys: Sequence[_T], size: int) -> list[list[_T]]:
+    """Cut keys into batches; the last one may be smaller."""
+    return [list(keys[first : first + size]) for first in range(0, len(keys), size)]
 
 
 def batches_per_epoch(n_images: int, batch: int) -> int:
