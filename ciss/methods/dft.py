@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ciss.losses import cross_entropy
 from ciss.methods.base import Batch, Method
+from ciss.models import SegmentationNetwork
 
 
 class DirectFineTuningStar(Method):
@@ -30,10 +31,9 @@ class DirectFineTuningStar(Method):
         """At step 0 everything, later the newest classifier and those of the classes to come."""
         if self.n_old == 0:
             return None
-        names = [name.split(".") for name, _ in network.named_parameters()]
-        newest = max(int(name[1]) for name in names if name[0] == "cls")
-        trained = {f"cls.{newest}": 1.0}
-        return {**trained, "future": 1.0} if ["future", "weight"] in names else trained
+        assert isinstance(network, SegmentationNetwork)
+        trained = {f"cls.{len(network.classifiers) - 1}": 1.0}
+        return trained if network.future is None else {**trained, "future": 1.0}
 
     def per_pixel(
         self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
