@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.reference.losses import VOID
-from ciss.models import NetworkConfig, SegmentationNetwork, initialise
+from benchmarks.reference.training import STATISTICS
+from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 
 #: for the tests
 TINY = NetworkConfig(backbone="resnet18", width=8, head_channels=16, pooling=4)
@@ -43,3 +44,31 @@ def labels(batch: int, crop: int, new: range, seed: int = 0) -> Tensor:
     kind = torch.rand(batch, side, side, generator=generator)
     cells = torch.where(kind < 0.6, 0, torch.where(kind < 0.95, classes, VOID))
     return cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :crop, :crop].contiguous()
+
+
+class Step(NamedTuple):
+    """What a step begins with, and a batch of it."""
+
+    network: SegmentationNetwork
+    teacher: SegmentationNetwork
+    importances: dict[str, Tensor]
+    images: Tensor
+    labels: Tensor
+
+
+def step(
+    config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int, **extras: Any
+) -> Step:
+    """Draw a step's networks and a batch; ``classes``: old and new outputs, ``extras`` as above."""
+    n_old, n_new = classes
+    teacher = drawn(config, [n_old], **extras)
+    network = widened(teacher, n_new, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    importances = {
+        f"{kind}/{statistic}/{parameter}": torch.rand(value.shape, generator=generator)
+        for kind, statistics in STATISTICS.items()
+        for statistic in statistics
+        for parameter, value in teacher.named_parameters()
+    }
+    new = range(n_old, n_old + n_new)
+    return Step(network, teacher, importances, images(batch, crop), labels(batch, crop, new))

@@ -14,7 +14,6 @@ import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from benchmarks.reference import training as reference
 from benchmarks.table import Row, alternate, compared, plain
 from ciss import methods
 from ciss.models import NetworkConfig, SegmentationNetwork
-from ciss.models.network import widened
 from ciss.runtime import keep_memory
 from ciss.training import Recipe, Training
 
@@ -36,34 +34,13 @@ GROUP = "One training iteration"
 LR = 1e-3
 
 
-class Step(NamedTuple):
-    """What a step begins with, and a batch of it."""
-
-    network: SegmentationNetwork
-    teacher: SegmentationNetwork
-    importances: dict[str, Tensor]
-    images: Tensor
-    labels: Tensor
-
-
-def begin(config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int) -> Step:
+def begin(config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int) -> networks.Step:
     """Draw a step's networks and a batch; ``classes``: old and new outputs."""
-    n_old, n_new = classes
     keep_memory()  # as every job does on a CPU
-    teacher = networks.drawn(config, [n_old])
-    network = widened(teacher, n_new, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    importances = {
-        f"{kind}/{statistic}/{name}": torch.rand(p.shape, generator=generator)
-        for kind, statistics in reference.STATISTICS.items()
-        for statistic in statistics
-        for name, p in teacher.named_parameters()
-    }
-    labels = networks.labels(batch, crop, range(n_old, n_old + n_new))
-    return Step(network, teacher, importances, networks.images(batch, crop), labels)
+    return networks.step(config, classes, batch, crop)
 
 
-def ours(name: str, step: Step) -> Training:
+def ours(name: str, step: networks.Step) -> Training:
     n_old = step.teacher.n_classes
     method = methods.create(name, {}, n_old, step.network.n_classes - n_old)
     method.load_importances(step.importances, dict(step.teacher.named_parameters()))
@@ -74,12 +51,12 @@ def ours(name: str, step: Step) -> Training:
     return Training(network, teacher, method, recipe, 10**6, torch.device("cpu"))
 
 
-def published(name: str, step: Step) -> reference.Training:
+def published(name: str, step: networks.Step) -> reference.Training:
     network, teacher = copy.deepcopy(step.network), copy.deepcopy(step.teacher)
     return reference.Training(name, network, teacher, LR, step.importances)
 
 
-def check(name: str, step: Step, mine: Training, theirs: reference.Training) -> None:
+def check(name: str, step: networks.Step, mine: Training, theirs: reference.Training) -> None:
     """Train both on the batch once; end where loss or parameters differ."""
     terms, _ = mine.update(step.images, step.labels)
     loss = float(sum(term for key, term in terms.items() if key != "penalty"))
@@ -95,7 +72,7 @@ def _flat(network: SegmentationNetwork) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
 
 
-def measure(name: str, step: Step, rounds: int) -> Row:
+def measure(name: str, step: networks.Step, rounds: int) -> Row:
     """Time an iteration of a method."""
     mine, theirs = ours(name, step), published(name, step)
     check(name, step, mine, theirs)

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import networks
 from benchmarks.on_gpu import Machine, judged
-from benchmarks.reference.training import STATISTICS
 from benchmarks.table import Row
 from ciss import methods
 from ciss.methods.base import Batch, Method
-from ciss.models import NetworkConfig, NetworkOutput, SegmentationNetwork, widened
+from ciss.models import NetworkConfig, NetworkOutput
 from ciss.training import Recipe, Training
 
 GROUP = "GPU: correctness"
@@ -40,36 +39,16 @@ TOLERANCE = (1e-5, 1e-4)
 SPREAD = 3.0
 
 
-class Step(NamedTuple):
-    """What a step begins with, and a batch of it."""
-
-    network: SegmentationNetwork
-    teacher: SegmentationNetwork
-    importances: dict[str, Tensor]
-    images: Tensor
-    labels: Tensor
-
-
-def step_of(name: str, config: NetworkConfig, batch: int, crop: int) -> Step:
+def step_of(name: str, config: NetworkConfig, batch: int, crop: int) -> networks.Step:
     """Draw networks of the kind that a method needs, and a batch."""
     method = methods.create(name, {}, OLD, NEW)
     extras: dict[str, Any] = {key: value for key, value in method.network_extras.items() if value}
     if methods.describe(name).base_objective == methods.PREALLOCATED:
         extras["preallocated"] = NEW + 1
-    teacher = networks.drawn(config, [OLD], **extras)
-    network = widened(teacher, NEW, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    importances = {
-        f"{kind}/{statistic}/{parameter}": torch.rand(value.shape, generator=generator)
-        for kind, statistics in STATISTICS.items()
-        for statistic in statistics
-        for parameter, value in teacher.named_parameters()
-    }
-    labels = networks.labels(batch, crop, range(OLD, OLD + NEW))
-    return Step(network, teacher, importances, networks.images(batch, crop), labels)
+    return networks.step(config, (OLD, NEW), batch, crop, **extras)
 
 
-def method_of(name: str, step: Step, device: torch.device, dtype: torch.dtype) -> Method:
+def method_of(name: str, step: networks.Step, device: torch.device, dtype: torch.dtype) -> Method:
     """Make a method with what the step before would have left it."""
     method = methods.create(name, {}, OLD, NEW)
     on_device = {key: value.to(device, dtype) for key, value in step.importances.items()}
@@ -80,7 +59,9 @@ def method_of(name: str, step: Step, device: torch.device, dtype: torch.dtype) -
     return method
 
 
-def iteration(name: str, step: Step, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+def iteration(
+    name: str, step: networks.Step, device: torch.device, precision: str
+) -> tuple[Tensor, Tensor]:
     """Train on the batch once; returns the loss and the gradients in one vector, both float64."""
     dtype = torch.float64 if precision == "fp64" else torch.float32
     network, teacher = (copy.deepcopy(each).to(dtype) for each in (step.network, step.teacher))
@@ -93,7 +74,9 @@ def iteration(name: str, step: Step, device: torch.device, precision: str) -> tu
     return loss.cpu(), torch.cat(gradients).cpu()
 
 
-def losses_alone(name: str, step: Step, device: torch.device, double: bool) -> tuple[Tensor, ...]:
+def losses_alone(
+    name: str, step: networks.Step, device: torch.device, double: bool
+) -> tuple[Tensor, ...]:
     """The same of the losses, given the maps of the float32 networks."""
     dtype = torch.float64 if double else torch.float32
     with torch.no_grad():
