@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +166,17 @@ def only_one(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Have one process of pytest-xdist ``make`` a folder, from the start if it failed before."""
+    with only_one(folder.with_name(f"{folder.name}.lock")):
+        made = folder.with_name(f"{folder.name}.made")
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
 
 
 class Seen(NamedTuple):

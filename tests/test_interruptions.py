@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import Run, only_one, snakemake
+from helpers import Run, made_once, snakemake
 from test_slurm import TINY
 
 pytestmark = pytest.mark.workflow
@@ -33,16 +33,14 @@ def run(folder: Path, *arguments: object) -> Run:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Path, clone: Path) -> Path:
     """A clone with the models of two steps; not to be changed."""
-    folder = shared / "two steps"
-    with only_one(shared / "two_steps.lock"):
-        if not (folder / "finished").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(clone, folder, symlinks=True)
-            (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-            done = run(folder, "--cores", 2, MODEL_1)
-            assert done.status == 0, done.output
-            (folder / "finished").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(clone, folder, symlinks=True)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        done = run(folder, "--cores", 2, MODEL_1)
+        assert done.status == 0, done.output
+
+    return made_once(shared / "two steps", make)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import cluster
 import pytest
 import yaml
 from faults.sitecustomize import spoil
-from helpers import FEW_SHAPES, SMALLEST, only_one
+from helpers import FEW_SHAPES, SMALLEST, made_once
 
 pytestmark = pytest.mark.slurm
 
@@ -281,17 +281,16 @@ def run_all(folder: Path, clone: Path) -> None:
 @pytest.fixture(scope="session")
 def folder(shared: Path, clone: Path) -> Path:
     """The folder in which everything was run; not to be changed."""
-    made = shared / "on slurm"
-    with only_one(shared / "slurm.lock"):
-        if not (made / "finished").exists():
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
-            try:
-                with cluster.slurm():
-                    run_all(made, clone)
-            except cluster.NoClusterError as reason:
-                (made / "skipped").write_text(str(reason))
-            (made / "finished").touch()
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        try:
+            with cluster.slurm():
+                run_all(folder, clone)
+        except cluster.NoClusterError as reason:
+            (folder / "skipped").write_text(str(reason))
+
+    made = made_once(shared / "on slurm", make)
     if (made / "skipped").exists():
         pytest.skip((made / "skipped").read_text())
     return made

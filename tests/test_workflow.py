@@ -26,6 +26,7 @@ from helpers import (
     SMALLEST,
     Run,
     in_browser,
+    made_once,
     only_one,
     run_python,
     snakemake,
@@ -79,21 +80,19 @@ def finished(shared: Path, clone: Path) -> Path:
 
     ``run.txt`` is what Snakemake said, ``before.txt`` lists the files before it ran.
     """
-    folder = shared / "finished run"
-    with only_one(shared / "finished.lock"):
-        if not (folder / "finished").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(clone, folder, symlinks=True)
-            generate(folder / "own images", train=24, val=8, size=32, seed=1)
-            (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-            (folder / "before.txt").write_text("")
-            (folder / "run.txt").write_text("")
-            (folder / "before.txt").write_text("\n".join(files(folder)))
-            run = tiny(folder, "--cores", 2, "tiny", "own_offline_ft", dry=False)
-            (folder / "run.txt").write_text(run.output)
-            assert run.status == 0, run.output
-            (folder / "finished").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(clone, folder, symlinks=True)
+        generate(folder / "own images", train=24, val=8, size=32, seed=1)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        (folder / "before.txt").write_text("")
+        (folder / "run.txt").write_text("")
+        (folder / "before.txt").write_text("\n".join(files(folder)))
+        run = tiny(folder, "--cores", 2, "tiny", "own_offline_ft", dry=False)
+        (folder / "run.txt").write_text(run.output)
+        assert run.status == 0, run.output
+
+    return made_once(shared / "finished run", make)
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ def test_every_job_leaves_a_log_and_a_benchmark(finished: Path) -> None:
 
 def test_all_is_written_in_the_results_folder_and_nothing_is_left_over(finished: Path) -> None:
     before = (finished / "before.txt").read_text().splitlines()
-    new = [path for path in files(finished) if path not in before and path != "finished"]
+    new = [path for path in files(finished) if path not in before]
     assert [path for path in new if not path.startswith(f"{RESULTS}/")] == []
     assert [path for path in new if re.search(r"partial|progress|/\.|\.tmp", path)] == []
 
@@ -508,16 +507,14 @@ FUSED = f"{RESULTS}/shapes/10-5/mib-ewf/seed1/step2/model.safetensors"
 @pytest.fixture(scope="session")
 def fused(finished: Path, shared: Path) -> Path:
     """The finished run, to which a fused run and pre-tuned classifiers were added."""
-    folder = shared / "fused run"
-    with only_one(shared / "fused.lock"):
-        if not (folder / "fused").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(finished, folder, symlinks=True)
-            run = tiny(folder, "--cores", 1, LEARNED, FUSED, dry=False)
-            (folder / "run.txt").write_text(run.output)
-            assert run.status == 0, run.output
-            (folder / "fused").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished, folder, symlinks=True)
+        run = tiny(folder, "--cores", 1, LEARNED, FUSED, dry=False)
+        (folder / "run.txt").write_text(run.output)
+        assert run.status == 0, run.output
+
+    return made_once(shared / "fused run", make)
 
 
 def test_a_finished_run_is_fused_without_training_its_first_step_again(fused: Path) -> None:
