@@ -160,7 +160,7 @@ def run(
         # The system's refusals (a full disk, a missing file) are no defects of the code either.
         if arguments.traceback:
             raise
-        message = str(error)
+        message = _sentence(error)
         distributed.leave(1, lambda: log.error("error: %s", message))
     except Exception as error:
         if distributed.is_lost_connection(error):
@@ -168,3 +168,10 @@ def run(
         distributed.leave(
             70, lambda: log.exception("unexpected error; please report it with this log")
         )
+
+
+def _sentence(error: CissError | OSError) -> str:
+    """Say what a refusal of the system is about, without its number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
