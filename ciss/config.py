@@ -35,6 +35,8 @@ PARTIAL = "_partial"
 
 #: what a generated dataset must say
 GENERATED = ("train", "val", "size", "seed")
+#: from which on the teacher's class is the label of an exemplar's background, as in SSUL
+MEMORY_CONFIDENCE = 0.7
 #: sections that datasets and scenarios may override
 SECTIONS = ("model", "recipe", "attribution", "evaluation", "methods", "initialisations")
 
@@ -50,6 +52,9 @@ class Variant:
     options: dict[str, Any]
     #: images of earlier steps in half of every batch of the later ones; of a method
     memory: int = 0
+    #: from which the teacher's class is the label of their background; None for a method that
+    #: completes all labels itself, and without a memory
+    memory_confidence: float | None = None
     #: of a method: its values of ``methods.COMMON``
     fuse: str = "none"
     freeze: str = "none"
@@ -318,7 +323,7 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
     defaults = registry.describe(kind).defaults
     options = {**defaults, **below, **own}
     options.pop(what, None)
-    memory = _memory(options.pop("memory", 0), name, kind) if what == "method" else 0
+    kept = _memory(options, name, kind) if what == "method" else {}
     words = methods.COMMON if registry is methods else {}
     common = {key: options.pop(key, choices[0]) for key, choices in words.items()}
     for key, chosen in common.items():
@@ -342,13 +347,15 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
             f"methods.{name}.{changed[0]} is '{common[changed[0]]}', but {kind} trains nothing "
             "that this could change; leave it out"
         )
-    return Variant(name, kind, options, memory, **common)
+    return Variant(name, kind, options, **kept, **common)
 
 
-def _memory(images: object, name: str, kind: str) -> int:
-    """Check the option that every method has: the number of exemplars."""
-    if isinstance(images, str):
-        images = read_value(images)
+def _memory(options: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
+    """Take out and check what every method has beside its options: its exemplars."""
+    images, confidence = (
+        read_value(value) if isinstance(value, str) else value
+        for value in (options.pop("memory", 0), options.pop("memory_confidence", None))
+    )
     where = f"methods.{name}.memory is {images!r}"
     if type(images) is not int or images < 0:
         raise CissError(f"{where}; give a whole number of images, 0 for no memory")
@@ -357,7 +364,16 @@ def _memory(images: object, name: str, kind: str) -> int:
             f"{where}, but {kind} keeps sums of all pixels and trains on no image again; leave it "
             "out"
         )
-    return images
+    where = f"methods.{name}.memory_confidence is {confidence!r}"
+    completes = methods.describe(kind).completes_labels
+    if confidence is None:
+        confidence = MEMORY_CONFIDENCE
+    elif completes:
+        raise CissError(f"{where}, but {kind} completes the labels of all images; leave it out")
+    if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
+        raise CissError(f"{where}; give a probability, from 0 to 1")
+    used = images and not completes
+    return {"memory": images, "memory_confidence": float(confidence) if used else None}
 
 
 def _check_option(key: str, value: object, default: object) -> None:

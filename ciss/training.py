@@ -35,8 +35,9 @@ from ciss.methods.base import Batch, Method
 from ciss.metrics import confusion_matrix, iou, mean_iou
 from ciss.models import SegmentationNetwork, synchronise
 from ciss.models.network import NetworkOutput
-from ciss.pixelwise import full_precision
+from ciss.pixelwise import Upsampled, full_precision
 from ciss.progress import Progress
+from ciss.pseudo_labels import completed
 from ciss.runtime import Runtime, StopRequest, log, peak_memory_mb, precision_for
 from ciss.units import duration
 
@@ -162,11 +163,16 @@ class Training:
         )
 
     def update(
-        self, images: Tensor, labels: Tensor, share: Share | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        share: Share | None = None,
+        exemplars: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Train on one batch: network inputs [B, 3, H, W] and labels int64 [B, H, W].
 
-        ``share`` says which part of the batch this is, and how it is split (default: the whole).
+        ``share`` says which part of the batch this is, and how it is split (default: the whole);
+        ``exemplars``, bool [B] on the CPU, which images are exemplars (default: none).
         Returns the terms of the whole batch's loss, detached, and the small scores of the classes,
         [B, N, h, w].
         The method sees the gradients of its losses before its penalty is added, and the
@@ -178,9 +184,12 @@ class Training:
         self.optimiser.zero_grad(set_to_none=True)
         means: dict[str, Tensor] = {}
         small_scores = []
-        parts = zip(images.split(share.sizes), labels.split(share.sizes), strict=True)
+        if exemplars is None:
+            exemplars = torch.zeros(len(images), dtype=torch.bool)
+        sizes = share.sizes
+        parts = zip(images.split(sizes), labels.split(sizes), exemplars.split(sizes), strict=True)
         for number, part in enumerate(parts, start=1):
-            with self._exchange(last=number == len(share.sizes)):
+            with self._exchange(last=number == len(sizes)):
                 terms, logits = self._backward(*part, share.batch)
             means = {name: means.get(name, 0) + term for name, term in terms.items()}
             small_scores.append(logits)
@@ -203,7 +212,7 @@ class Training:
         return self.replica.no_sync()
 
     def _backward(
-        self, images: Tensor, labels: Tensor, batch: int
+        self, images: Tensor, labels: Tensor, exemplars: Tensor, batch: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Add the gradients of some images of a batch of ``batch``.
 
@@ -215,6 +224,7 @@ class Training:
             student = self.replica(images)
             with torch.no_grad():
                 seen = self._teacher_output(images, student)
+                labels = self._with_exemplars_completed(labels, images, exemplars, student, seen)
         terms = self.method.losses(Batch(labels, student, seen))
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         # The exchange of gradients averages, where these parts are to be added.
@@ -229,6 +239,33 @@ class Training:
         if self.shares_features:
             return self.teacher.output(student.features, student.size)
         return cast("NetworkOutput", self.teacher(images))
+
+    def _with_exemplars_completed(
+        self,
+        labels: Tensor,
+        images: Tensor,
+        exemplars: Tensor,
+        student: NetworkOutput,
+        seen: NetworkOutput | None,
+    ) -> Tensor:
+        """Label old classes in the background of exemplars, where the teacher is sure of them."""
+        confidence = self.method.exemplar_confidence
+        if confidence is None or self.teacher is None or not exemplars.any():
+            return labels
+        chosen = exemplars.nonzero()[:, 0].to(labels.device)
+        if seen is not None:
+            logits = seen.small_logits[chosen]
+        elif self.shares_features:
+            logits = self.teacher.classify(student.pre_logits[chosen])
+        else:
+            logits = self.teacher(images[chosen]).small_logits
+        found = completed(
+            labels[chosen],
+            Upsampled(logits, student.size),
+            confidence,
+            sigmoid=self.method.sigmoid_outputs,
+        )
+        return labels.index_copy(0, chosen, found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next update depends on."""
@@ -313,7 +350,8 @@ def train(
         for pixels, raw_labels, indices in _bar(batches, epoch, done, recipe.epochs):
             labels = to_network_labels(raw_labels.to(training.device, non_blocking=True))
             inputs = to_network_input(pixels.to(training.device, non_blocking=True))
-            terms, small_scores = training.update(inputs, labels, batches.share)
+            exemplars = indices >= len(images)
+            terms, small_scores = training.update(inputs, labels, batches.share, exemplars)
             totals.add(terms, small_scores, labels, indices)
             reason = stop.agreed()
             # After an epoch's last batch the epoch is finished first: its row belongs to it.

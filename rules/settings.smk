@@ -143,6 +143,12 @@ def freeze_flags(wildcards):
     return to_flags({"freeze": None if chosen == "none" else chosen})
 
 
+def memory_flags(wildcards):
+    """How the labels of exemplars are completed, where there are any and the method does not do it."""
+    confidence = experiment_of(wildcards).method.memory_confidence
+    return to_flags({"memory_confidence": confidence})
+
+
 @cache
 def initialisation_at(dataset, scenario, init):
     """The initialisation that the wildcards of a pre-tuning name, as it holds for the scenario."""

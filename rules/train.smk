@@ -86,6 +86,7 @@ rule train_step:
             {"method": experiment_of(wildcards).method.kind}
         )
         + freeze_flags(wildcards)
+        + memory_flags(wildcards)
         + method_option_flags(experiment_of(wildcards).method),
         classes=lambda wildcards: len(
             scenario_of(wildcards).new_classes(int(wildcards.step))

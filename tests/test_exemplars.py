@@ -13,19 +13,22 @@ import pytest
 import torch
 from helpers import REPOSITORY
 
-from ciss import exemplars, losses, plop, splits
-from ciss.config import checked, merged, read_config
+from ciss import exemplars, losses, methods, plop, pseudo_labels, splits
+from ciss.config import checked, merged, method_variants, read_config
 from ciss.datasets import Dataset, list_images, open_dataset
 from ciss.datasets.shapes import generate
 from ciss.errors import CissError
 from ciss.experiments import parse_experiment
 from ciss.index import build_index
 from ciss.labels import training_lookup
-from ciss.loading import EpochBatches, TrainingBatches, TrainingImages, micro_batches
+from ciss.loading import EpochBatches, Share, TrainingBatches, TrainingImages, micro_batches
+from ciss.methods.base import Batch
+from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 from ciss.pixelwise import Upsampled
 from ciss.published import match
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
 from ciss.style import pretty_name
+from ciss.training import Recipe, Training
 
 IMAGES, SEED = 24, 3
 
@@ -244,13 +247,94 @@ def test_plop_keeps_the_labels_of_old_classes() -> None:
     assert share.tolist() == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_background_is_what_a_sure_teacher_says(sigmoid: bool) -> None:
+    """Where its largest output is an old class's, and probable enough."""
+    # Background and three old classes; new ones are 4 and 5.
+    columns = [[0, 5, 0, 0], [0, 0.3, 0, 0], [9, 5, 0, 0], [0, 0, 0, 5], [0, 0, 5, 0], [0, 0, 5, 0]]
+    logits = torch.tensor(columns, dtype=torch.float64).T[None, :, None]
+    labels = torch.tensor([[[0, 0, 0, 5, 255, 2]]])
+    found = pseudo_labels.completed(labels, Upsampled.of(logits), 0.7, sigmoid=sigmoid)
+    assert found.tolist() == [[[1, 0, 0, 5, 255, 2]]]
+    # A softmax of 5 and three zeros is 0.980, a sigmoid of 5 is 0.993.
+    between = pseudo_labels.completed(labels, Upsampled.of(logits), 0.985, sigmoid=sigmoid)
+    assert between[0, 0, 0].item() == int(sigmoid)
+
+
+class Trained(NamedTuple):
+    """What a method's losses were given in an update of four images, two of them exemplars."""
+
+    given: torch.Tensor
+    completed: torch.Tensor
+    teacher_ran: int
+
+
+def update(name: str, confidence: float | None) -> Trained:
+    small = NetworkConfig("resnet18", width=4, head_channels=8)
+    extras = methods.create(name, {}, 0, 4).network_extras
+    teacher = SegmentationNetwork(small, [4], **extras)
+    initialise(teacher, seed=1)
+    student = widened(teacher, 2, seed=2)
+    method = methods.create(name, {}, 4, 2)
+    method.has_exemplars, method.exemplar_confidence = True, confidence
+    recipe = Recipe(epochs=1, lr=0.01, batch=4, crop=32, accumulate=2)
+    training = Training(student, teacher, method, recipe, 4, torch.device("cpu"))
+    with torch.no_grad():
+        # The teacher finds its third class everywhere.
+        teacher.classifiers[-1].bias[-1] += 50
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    labels = torch.randint(4, 6, (4, 32, 32), generator=generator)
+    labels[:, :8], labels[:, 8:12], labels[:, 12:16] = 0, 1, 255
+    seen: list[torch.Tensor] = []
+    losses_of = method.losses
+
+    def losses(batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch.labels)
+        return losses_of(batch)
+
+    method.losses = losses  # type: ignore[method-assign]
+    runs: list[int] = []
+    teacher.register_forward_hook(lambda _, given, __: runs.append(len(given[0])))
+    exemplars_are = torch.tensor([False, True, False, True])
+    training.update(images, labels, Share((2, 2), 4), exemplars_are)
+    return Trained(labels, torch.cat(seen), sum(runs))
+
+
+@pytest.mark.parametrize("name", ["ft", "mib", "lwf-mc", "dft"])
+def test_the_teacher_completes_the_labels_of_exemplars_for_every_method(name: str) -> None:
+    """What is labelled stays, of exemplars and of all else in images of the step."""
+    made = update(name, 0.7)
+    expected = made.given.clone()
+    expected[1::2, :8] = 3
+    assert made.completed.equal(expected)
+    # No teacher where a method needs none but on exemplars, and where features are one's own.
+    assert made.teacher_ran == {"ft": 2, "dft": 0}.get(name, 4)
+    assert update(name, None).completed.equal(made.given)
+
+
+MEMORIES = {
+    "mib-m": {"method": "mib", "memory": 100},
+    "ft-m": {"method": "ft", "memory": 100, "memory_confidence": "0.9"},
+    "plop-m": {"method": "plop", "memory": 100},
+    "ft-without": {"method": "ft", "memory_confidence": 0.9},
+}
+
+
+def test_methods_that_complete_all_labels_do_so_themselves() -> None:
+    config = merged(read_config(REPOSITORY / "config.yaml"), {"methods": MEMORIES})
+    chosen = {name: variant.memory_confidence for name, variant in method_variants(config).items()}
+    assert [chosen[name] for name in MEMORIES] == [0.7, 0.9, None, None]
+    assert (chosen["mib"], chosen["ssul-m"]) == (None, None)
+
+
 # --- The configuration ------------------------------------------------------------------------
 
 
 def test_a_memory_is_an_option_of_every_method() -> None:
-    methods = {"mib-m": {"method": "mib", "memory": 100}, "plop": {"memory": "50"}}
+    own = {"mib-m": {"method": "mib", "memory": 100}, "plop": {"memory": "50"}}
     ade = {"methods": {"mib-m": {"memory": 300}}}
-    config = merged(read_config(REPOSITORY / "config.yaml"), {"methods": methods})
+    config = merged(read_config(REPOSITORY / "config.yaml"), {"methods": own})
     config = checked(merged(config, {"datasets": {"ade": ade}}))
 
     def memory(name: str) -> int:
@@ -277,6 +361,14 @@ def test_a_memory_is_an_option_of_every_method() -> None:
         ({"method": "mib", "memory": 1.5}, "memory is 1.5; give a whole number"),
         ({"method": "mib", "memory": True}, "memory is True; give a whole number"),
         ({"method": "cfs", "memory": 10}, "memory is 10, but cfs keeps sums"),
+        (
+            {"method": "mib", "memory": 10, "memory_confidence": 1.5},
+            "memory_confidence is 1.5; give a probability, from 0 to 1",
+        ),
+        (
+            {"method": "plop", "memory": 10, "memory_confidence": 0.7},
+            "memory_confidence is 0.7, but plop completes the labels of all images; leave it out",
+        ),
     ],
 )
 def test_a_wrong_memory_is_one_sentence(method: dict, words: str) -> None:

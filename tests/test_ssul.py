@@ -25,9 +25,9 @@ from ciss.errors import CissError
 from ciss.experiments import parse_experiment
 from ciss.loading import TrainingImages, crop_and_flip
 from ciss.methods.base import Batch
-from ciss.methods.ssul import pseudo_labels
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 from ciss.pixelwise import Upsampled
+from ciss.pseudo_labels import completed
 from ciss.training import Recipe, Training
 
 CPU = torch.device("cpu")
@@ -261,7 +261,8 @@ def test_the_teacher_is_asked_for_its_largest_logit() -> None:
     """Sigmoids of 20 and of 30 are both 1 in float32."""
     logits = torch.tensor([20.0, 25.0, 30.0, 0.0]).view(1, 4, 1, 1)
     labels = torch.zeros(1, 1, 1, dtype=torch.int64)
-    assert pseudo_labels(labels, Upsampled.of(logits), 0.7).item() == 2
+    found = completed(labels, Upsampled.of(logits), 0.7, sigmoid=True, unknown=True)
+    assert found.item() == 2
 
 
 # --- The configuration ------------------------------------------------------------------------

@@ -496,6 +496,10 @@ def test_what_a_memory_reruns(changed: Path) -> None:
     assert tiny(changed, *one, "--config", memory).jobs == {}
     again = {"exemplars": 1, "transfer": 1, "train_step": 2, "evaluate": 1}
     assert tiny(changed, *one, "--config", other).jobs == again
+    # Labels that the teacher completes are of the training alone.
+    surer = memory.replace("mib, memory: 6", "mib, memory: 6, memory_confidence: 0.9")
+    trained = {"transfer": 1, "train_step": 2, "evaluate": 1}
+    assert tiny(changed, *one, "--config", surer).jobs == trained
 
 
 # --- Initialisations that are learned, and fusion ------------------------------------------

@@ -156,6 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
         known = exemplars.lookups(dataset, remembered["known"], network.classes_per_step)
         images.remember(remembered, known)
         method.has_exemplars = True
+        method.exemplar_confidence = arguments.memory_confidence
     check_extras(method, network)
     images.saliency = saliency_of(method, arguments, images)
     if arguments.importances is not None and teacher is not None:
@@ -168,6 +169,8 @@ def main(arguments: argparse.Namespace) -> None:
     about = {**facts(arguments, recipe, rows, lookup), "precision": precision}
     if remembered is not None:
         about["exemplars"] = exemplars.exemplars_hash(remembered)
+        if arguments.memory_confidence is not None:
+            about["memory_confidence"] = arguments.memory_confidence
     if frozen:
         about["frozen"] = frozen
     names = ", ".join(dataset.classes[label] for label in new)
@@ -249,6 +252,11 @@ if __name__ == "__main__":
     parser.add_argument("--teacher", type=Path, help="model of the step before (steps after 0)")
     parser.add_argument("--weights", type=Path, help="encoder to start from (step 0)")
     parser.add_argument("--exemplars", type=Path, help="images of earlier steps to train on again")
+    parser.add_argument(
+        "--memory-confidence",
+        type=float,
+        help="from which the teacher's class is the label of their background (default: never)",
+    )
     parser.add_argument("--importances", type=Path, help="importances of the step before")
     parser.add_argument("--importances-out", type=Path, help="importances to write")
     parser.add_argument("--output", type=Path, required=True, help="model to write")

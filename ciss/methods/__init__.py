@@ -48,6 +48,7 @@ _FACTS = (
     "base_options",
     "keeps_importances",
     "closed_form",
+    "completes_labels",
 )
 
 
@@ -62,6 +63,7 @@ class Description:
     base_options: tuple[str, ...]
     keeps_importances: bool
     closed_form: bool
+    completes_labels: bool
 
 
 def names() -> tuple[str, ...]:

@@ -57,6 +57,11 @@ class Method:
     needs_teacher: bool = True
     #: whether ``importances`` travel from step to step beside the model
     keeps_importances: ClassVar[bool] = False
+    #: whether ``losses`` take the teacher's word for background, in all images; with a memory,
+    #: that of exemplars is completed for the others (``ciss.pseudo_labels``)
+    completes_labels: ClassVar[bool] = False
+    #: whether a class's probability is a sigmoid of its own, not a share of a softmax
+    sigmoid_outputs: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
         self.options = {**self.defaults, **options}
@@ -68,6 +73,8 @@ class Method:
         self.n_new = n_new
         #: whether batches have exemplars, whose labels show old classes
         self.has_exemplars = False
+        #: from which on the teacher's class is the label of an exemplar's background; None: never
+        self.exemplar_confidence: float | None = None
 
     def trained(self, network: nn.Module) -> Mapping[str, float] | None:
         """Say what trains: names of modules or parameters with factors on the learning rate.

@@ -25,6 +25,7 @@ class MultiClassLearningWithoutForgetting(Method):
     }
     published: ClassVar[dict[str, Any]] = {"softmax_distillation": 10.0}
     base_objective: ClassVar[str] = "bce"
+    sigmoid_outputs: ClassVar[bool] = True
 
     def per_pixel(
         self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None

@@ -36,6 +36,7 @@ class PseudoLabelsLocalPod(FineTuning):
     }
     published: ClassVar[dict[str, Any]] = {"published_thresholds": True, "distillation": 10.0}
     default_init: ClassVar[str] = "mib"
+    completes_labels: ClassVar[bool] = True
 
     def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
         super().__init__(options, n_old, n_new)

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ciss.datasets.base import BACKGROUND, UNKNOWN, VOID
+from ciss.datasets.base import UNKNOWN, VOID
 from ciss.losses import binary_cross_entropy
 from ciss.methods.base import Batch, Method
 from ciss.models import SegmentationNetwork
-from ciss.pixelwise import Upsampled, pixel_maps, pixel_means
+from ciss.pixelwise import pixel_means
+from ciss.pseudo_labels import completed
 
 
 class SegmentationWithUnknownLabel(Method):
@@ -40,6 +41,7 @@ class SegmentationWithUnknownLabel(Method):
     published: ClassVar[dict[str, Any]] = {"heads": "conv"}
     default_init: ClassVar[str] = "copy"
     base_objective: ClassVar[str] = "ssul"
+    completes_labels: ClassVar[bool] = True
     base_options: ClassVar[tuple[str, ...]] = (
         "saliency",
         "saliency_threshold",
@@ -75,7 +77,8 @@ class SegmentationWithUnknownLabel(Method):
         labels = batch.labels
         if batch.teacher is not None:
             confidence = self.options["confidence"]
-            labels = pseudo_labels(labels, batch.teacher.upsampled_with_unknown, confidence)
+            teacher = batch.teacher.upsampled_with_unknown
+            labels = completed(labels, teacher, confidence, sigmoid=True, unknown=True)
         labelled = (labels != VOID).sum(dim=(1, 2), keepdim=True).clamp(min=1)
         scale = (labels[0].numel() / labelled).expand(-1, labels.shape[1], 1)
         student = batch.student.upsampled_with_unknown
@@ -93,21 +96,3 @@ class SegmentationWithUnknownLabel(Method):
         """Sigmoid cross-entropy, summed over the classes and the unknown, the last channel."""
         outputs = torch.where(labels == UNKNOWN, logits.shape[1] - 1, labels)
         return {"classification": binary_cross_entropy(logits, outputs)}
-
-
-def pseudo_labels(labels: Tensor, teacher_logits: Upsampled, confidence: float) -> Tensor:
-    """Replace background and unknown [B, H, W] by the old class that the teacher is sure of.
-
-    ``teacher_logits``: background, old classes, and the unknown last. The teacher is sure where the
-    largest of all its sigmoid outputs is an old class's and at least ``confidence``.
-    """
-
-    def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
-        # Of logits, not of sigmoids: those of large logits are all 1 in float32.
-        largest, predicted = logits.max(dim=1)
-        return largest.sigmoid(), predicted
-
-    score, predicted = pixel_maps(predict, teacher_logits)
-    last = teacher_logits.maps.shape[1] - 1
-    old = (predicted != BACKGROUND) & (predicted != last) & (score >= confidence)
-    return torch.where(old & ((labels == BACKGROUND) | (labels == UNKNOWN)), predicted, labels)
