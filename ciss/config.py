@@ -341,13 +341,25 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
         if isinstance(defaults[option], float):
             # 10 and 10.0 are one setting: going from one to the other reruns nothing.
             options[option] = float(options[option])
-    changed = [key for key, choices in words.items() if common[key] != choices[0]]
-    if changed and methods.describe(kind).closed_form:
-        raise CissError(
-            f"methods.{name}.{changed[0]} is '{common[changed[0]]}', but {kind} trains nothing "
-            "that this could change; leave it out"
-        )
+    if registry is methods:
+        _check_common(name, kind, common)
     return Variant(name, kind, options, **kept, **common)
+
+
+def _check_common(name: str, kind: str, common: Mapping[str, str]) -> None:
+    """Refuse a setting of every method where there is nothing that it could be about."""
+    described = methods.describe(kind)
+    if described.closed_form:
+        does = "trains nothing that this could change"
+    elif described.only_adds:
+        does = "leaves all of the model before as it is, so that this would change nothing"
+    else:
+        return
+    for key, choices in methods.COMMON.items():
+        if common[key] != choices[0]:
+            raise CissError(
+                f"methods.{name}.{key} is '{common[key]}', but {kind} {does}; leave it out"
+            )
 
 
 def _memory(options: dict[str, Any], name: str, kind: str) -> dict[str, Any]:

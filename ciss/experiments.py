@@ -23,6 +23,7 @@ from ciss.config import (
     scenario,
     settings,
 )
+from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
 from ciss.scenarios import Scenario
 
@@ -126,7 +127,27 @@ def parse_experiment(config: Config, name: str) -> Experiment:
             f"experiment '{name}': {method.name} computes its classifiers in closed form, so "
             f"nothing initialises them; write {'_'.join(parts[:3])}"
         )
+    if methods.describe(method.kind).has_unknown:
+        _check_unknown(experiment, name)
     return experiment
+
+
+def _check_unknown(experiment: Experiment, name: str) -> None:
+    """Raise ``CissError`` for what does not go with an unknown beside the background."""
+    method = experiment.method.name
+    if experiment.needs_pretuning:
+        raise CissError(
+            f"experiment '{name}': {experiment.init.name} learns classifiers of a softmax over all "
+            f"classes, and those of {method} are sigmoids beside an unknown; choose another "
+            "initialisation, such as awt"
+        )
+    classes = experiment.scenario.n_classes
+    if 1 + classes > UNKNOWN:
+        raise CissError(
+            f"experiment '{name}': with {classes} classes no label is left for the unknown that "
+            f"{method} tells from the background; choose {UNKNOWN - 1} classes or fewer, or "
+            "another method"
+        )
 
 
 def parse_run(config: Config, dataset: str, scenario_name: str, run: str) -> Experiment:

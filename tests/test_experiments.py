@@ -45,7 +45,8 @@ def names(draw: st.DrawFn) -> tuple[str, ...]:
     setup = draw(st.sampled_from(["", "-disjoint", "-partitioned"]))
     method = draw(st.sampled_from([*methods.names(), "mib100"]))
     given_inits = [None, *initialisations.names(), "awt50", "awt-perclass"]
-    init = None if method == "cfs" else draw(st.sampled_from(given_inits))
+    inits = [init for init in given_inits if (method, init) != ("ssul", "nest")]
+    init = None if method == "cfs" else draw(st.sampled_from(inits))
     scenario = f"{base}-{increment}{order}{setup}"
     if draw(st.integers(0, 9)) == 0:
         scenario, init = f"offline{order}", None
@@ -193,6 +194,8 @@ def test_options_are_those_of_the_scenario() -> None:
         ("voc_offline_ft_mib", ["write voc_offline_ft"]),
         ("voc_15-1-overlap_mib", ["15-1"]),
         ("voc_15-1_cfs_awt", ["closed form", "write voc_15-1_cfs"]),
+        ("voc_15-1_ssul_nest", ["nest learns classifiers of a softmax", "such as awt"]),
+        ("voc_15-1_ssul-m_nest", ["those of ssul-m are sigmoids"]),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name: str, words: list[str]) -> None:

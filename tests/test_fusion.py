@@ -169,6 +169,9 @@ def test_the_frozen_variants_train_their_own_step_1() -> None:
         ({"a": {"method": "mib", "fuse": "efw"}}, "methods.a.fuse: .*'efw'.*did you mean 'ewf'"),
         ({"a": {"method": "mib", "freeze": "all"}}, "methods.a.freeze: value 'all' is unknown"),
         ({"a": {"method": "mib", "fuse": 1}}, "methods.a.fuse: value '1' is unknown"),
+        ({"a": {"method": "cfs", "fuse": "ewf"}}, "is 'ewf', but cfs trains nothing that this"),
+        ({"a": {"method": "dft", "fuse": "ewf"}}, "is 'ewf', but dft leaves all of the model"),
+        ({"dft": {"freeze": "old_classifiers"}}, "methods.dft.freeze is .*dft leaves all of"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(own: dict[str, Any], words: str) -> None:

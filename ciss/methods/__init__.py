@@ -49,6 +49,8 @@ _FACTS = (
     "keeps_importances",
     "closed_form",
     "completes_labels",
+    "only_adds",
+    "has_unknown",
 )
 
 
@@ -64,6 +66,8 @@ class Description:
     keeps_importances: bool
     closed_form: bool
     completes_labels: bool
+    only_adds: bool
+    has_unknown: bool
 
 
 def names() -> tuple[str, ...]:

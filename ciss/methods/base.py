@@ -53,6 +53,11 @@ class Method:
     #: whether steps are solved (``workflow_scripts/solve.py``) where others are trained: after the
     #: training of step 0 under its objective, and in place of training at later steps
     closed_form: ClassVar[bool] = False
+    #: whether steps after 0 leave all of the model before as it is, and train what they add alone
+    only_adds: ClassVar[bool] = False
+    #: whether labels tell an unknown from the background, and the network's outputs are sigmoids of
+    #: the classes and of the unknown; ``network_extras`` says so too
+    has_unknown: ClassVar[bool] = False
     #: whether the teacher's forward pass is needed at steps after 0; may depend on the options
     needs_teacher: bool = True
     #: whether ``importances`` travel from step to step beside the model

@@ -22,6 +22,7 @@ class DirectFineTuningStar(Method):
     """
 
     base_objective: ClassVar[str] = "ce-preallocated"
+    only_adds: ClassVar[bool] = True
 
     def __init__(self, options: Mapping[str, Any], n_old: int, n_new: int) -> None:
         super().__init__(options, n_old, n_new)

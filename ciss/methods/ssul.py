@@ -42,6 +42,7 @@ class SegmentationWithUnknownLabel(Method):
     default_init: ClassVar[str] = "copy"
     base_objective: ClassVar[str] = "ssul"
     completes_labels: ClassVar[bool] = True
+    has_unknown: ClassVar[bool] = True
     base_options: ClassVar[tuple[str, ...]] = (
         "saliency",
         "saliency_threshold",
