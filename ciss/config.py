@@ -19,6 +19,7 @@ import yaml
 from ciss import datasets, initialisations, methods
 from ciss.datasets import Dataset
 from ciss.errors import CissError
+from ciss.files import read_yaml
 from ciss.flags import read_value
 from ciss.names import unknown
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
@@ -77,19 +78,23 @@ def read_config(*paths: Path | str) -> Config:
 
 def _read(path: Path | str) -> Config:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        return read_yaml(path) or {}
     except (OSError, yaml.YAMLError) as error:
         raise CissError(f"cannot read the configuration {path}: {error}") from None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
-    """Lay ``above`` over ``below``: mappings are merged key by key, anything else is replaced."""
-    result = dict(copy.deepcopy(dict(below)))
+    """Lay ``above`` over ``below``: mappings are merged key by key, anything else is replaced.
+
+    What only one of the two has is shared with it, not copied: thousands of settings are looked up
+    when a workflow is planned.
+    """
+    result = dict(below)
     for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
+        own = result.get(key)
+        if isinstance(value, Mapping) and isinstance(own, Mapping):
+            value = merged(own, value)
+        result[key] = value
     return result
 
 
@@ -122,7 +127,7 @@ def _with_preset(config: Mapping[str, Any]) -> Config:
     files = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
     if name not in files:
         raise CissError(f"config: {unknown('preset', name, [DEFAULT_PRESET, *files])}")
-    preset = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    preset = read_yaml(files[name])
     # A preset may speak of datasets that this configuration does not have.
     known = config.get("datasets", {})
     preset["datasets"] = {
@@ -590,7 +595,7 @@ def _check_experiments(config: Config) -> None:
 def _structure_checked(config: Mapping[str, Any]) -> Config:
     import jsonschema
 
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    schema = read_yaml(SCHEMA)
     # JSON takes 2.0 for an integer, the scripts do not.
     strict = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: type(value) is int

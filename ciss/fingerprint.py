@@ -6,14 +6,17 @@ copied elsewhere or touched.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
+from array import array
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from ciss.datasets import Dataset, Listing, list_images
 from ciss.files import write_text
@@ -40,26 +43,34 @@ def fingerprint(dataset: Dataset, cache: Path) -> str:
     It covers the lists (which files, in which order), every file's size, and the masks' content;
     images count by their size alone. Neither the root's place nor any time stamp enters.
 
-    ``cache`` is a JSON file of the masks' hashes, valid while size and modification time stay the
-    same: with it, a second call reads no mask. An unreadable cache is ignored, and so is a
+    ``cache`` is a file of the masks' hashes, valid while size and modification time stay the same:
+    with it, a second call reads no mask. Its first line is JSON of the state that all files were
+    in; while they are, not even the hashes are read. An unreadable cache is ignored, and so is a
     place where none can be written. Raises ``CissError`` as ``list_images`` does; a missing image
     or mask is part of the fingerprint, and the index's to report.
     """
     listing = list_images(dataset)
     pairs = [pair for subset in listing.values() for pair in subset]
+    stats = stat_files(dataset.root, itertools.chain.from_iterable(pairs))
+    listed = _listing_bytes(listing)
+    state = _state(dataset.root, listed, pairs, stats)
+    known = _summary(cache)
+    if known.get("state") == state:
+        return str(known["fingerprint"])
     images = {image for image, _ in pairs}
     masks = {mask for _, mask in pairs}
-    stats = stat_files(dataset.root, images | masks)
-    known = _read_cache(cache, dataset.root)
-    hashes = _mask_hashes(dataset.root, masks, stats, known)
+    remembered = _read_cache(cache, dataset.root)
+    hashes = _mask_hashes(dataset.root, masks, stats, remembered)
     digest = blake2b(digest_size=16)
-    digest.update(_listing_bytes(listing))
+    digest.update(listed)
     digest.update("".join(f"{path}\0{stats[path][0]}\n" for path in sorted(images)).encode())
     digest.update("".join(f"{path}\0{hashes[path]}\n" for path in sorted(masks)).encode())
     found = digest.hexdigest()
     settled = _settled(hashes, stats)
-    if known != settled or last_known(cache) != found:
-        _write_cache(cache, dataset.root, found, settled)
+    if len(settled) < len(masks):
+        state = ""
+    if remembered != settled or known != {**known, "fingerprint": found, "state": state}:
+        _write_cache(cache, dataset.root, found, settled, state)
     return found
 
 
@@ -82,9 +93,8 @@ def of_folder(folder: Path, suffix: str, cache: Path) -> str:
 
 def last_known(cache: Path) -> str | None:
     """Return the fingerprint that the last call with this ``cache`` found, if there was one."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(cache.read_text(encoding="utf-8"))["fingerprint"])
-    return None
+    known = _summary(cache)
+    return str(known["fingerprint"]) if "fingerprint" in known else None
 
 
 def of_generated(dataset: Dataset, cache: Path) -> str:
@@ -119,18 +129,29 @@ def stat_files(root: Path, paths: Iterable[str]) -> Stats:
     Files in a folder that cannot be read count as missing. Folder by folder, which takes far less
     of the system's time than one by one.
     """
-    wanted = set(paths)
-    stats = dict.fromkeys(wanted, _MISSING)
-    for folder in {path.rpartition("/")[0] for path in wanted}:
+    stats = dict.fromkeys(paths, _MISSING)
+    for folder in {path.rpartition("/")[0] for path in stats}:
         prefix = f"{folder}/" if folder else ""
         with suppress(OSError), os.scandir(root / folder) as entries:
             for entry in entries:
                 path = prefix + entry.name
-                if path in wanted:
+                if path in stats:
                     with suppress(OSError):
                         stat = entry.stat()
                         stats[path] = (stat.st_size, stat.st_mtime_ns)
     return stats
+
+
+def _state(root: Path, listed: bytes, pairs: list[tuple[str, str]], stats: Stats) -> str:
+    """Digest of all that decides the fingerprint, but masks by size and time: reads no file."""
+    numbers = array("q")
+    for image, mask in pairs:
+        numbers.append(stats[image][0])
+        numbers.extend(stats[mask])
+    digest = blake2b(str(root.absolute()).encode(), digest_size=16)
+    digest.update(listed)
+    digest.update(numbers)
+    return digest.hexdigest()
 
 
 def _mask_hashes(root: Path, masks: set[str], stats: Stats, known: _Hashes) -> dict[str, str]:
@@ -157,17 +178,25 @@ def _hash(path: Path) -> str:
         return _UNREADABLE
 
 
-def _read_cache(cache: Path, root: Path) -> _Hashes:
-    # Whatever else may be in a file of that name, it is no reason to stop.
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        if content["root"] == str(root.absolute()):
-            masks = content["masks"].items()
-            return {path: entry for path, entry in masks if len(entry) == 3}
+def _summary(cache: Path) -> dict[str, Any]:
+    """Read the first line of a cache: what it found, for which state of the files."""
+    with suppress(OSError, ValueError), cache.open(encoding="utf-8") as file:
+        known = json.loads(file.readline())
+        return known if isinstance(known, dict) else {}
     return {}
 
 
-def _write_cache(cache: Path, root: Path, found: str, hashes: _Hashes) -> None:
-    content = {"root": str(root.absolute()), "fingerprint": found, "masks": hashes}
+def _read_cache(cache: Path, root: Path) -> _Hashes:
+    # Whatever else may be in a file of that name, it is no reason to stop.
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        first, _, masks = cache.read_text(encoding="utf-8").partition("\n")
+        if json.loads(first)["root"] == str(root.absolute()):
+            return {path: entry for path, entry in json.loads(masks).items() if len(entry) == 3}
+    return {}
+
+
+def _write_cache(cache: Path, root: Path, found: str, hashes: _Hashes, state: str = "") -> None:
+    summary = {"root": str(root.absolute()), "fingerprint": found, "state": state}
+    lines = (json.dumps(part, separators=(",", ":")) for part in (summary, hashes))
     with suppress(OSError):
-        write_text(cache, json.dumps(content, separators=(",", ":")))
+        write_text(cache, "\n".join(lines))

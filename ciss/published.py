@@ -14,12 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ciss import config as configuration
 from ciss import initialisations, methods
 from ciss.config import Config
 from ciss.experiments import Experiment
+from ciss.files import read_yaml
 
 FILE = Path(__file__).with_name("published.yaml")
 
@@ -76,7 +75,7 @@ class Match(NamedTuple):
 
 @cache
 def _file() -> Mapping[str, Any]:
-    found: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    found: Mapping[str, Any] = read_yaml(FILE)
     return found
 
 

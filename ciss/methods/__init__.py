@@ -70,6 +70,7 @@ class Description:
     has_unknown: bool
 
 
+@cache
 def names() -> tuple[str, ...]:
     """Names of all methods, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
