@@ -121,6 +121,12 @@ def method_option_flags(method):
     options = dict(method.options)
     if saliency_folder(method) is not None:
         options["saliency"] = "folder"
+    if (
+        options.get("saliency", ciss.datasets.base.BUILTIN)
+        != ciss.datasets.base.BUILTIN
+    ):
+        # It is of the built-in maps.
+        options.pop("saliency_threshold", None)
     return option_flags(options)
 
 
