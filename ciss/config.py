@@ -19,7 +19,7 @@ import yaml
 from ciss import datasets, initialisations, methods
 from ciss.datasets import Dataset
 from ciss.errors import CissError
-from ciss.files import read_yaml
+from ciss.files import YAML_LOADER, read_yaml
 from ciss.flags import read_value
 from ciss.names import unknown
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
@@ -78,9 +78,45 @@ def read_config(*paths: Path | str) -> Config:
 
 def _read(path: Path | str) -> Config:
     try:
-        return read_yaml(path) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise CissError(f"cannot read the configuration {path}: {error}") from None
+        content = read_yaml(path) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CissError(_no_configuration(path, error)) from None
+    if not isinstance(content, dict):
+        raise CissError(
+            f"{path} is no configuration: it holds {content!r}, not settings such as seeds: [1]"
+        )
+    check_repeats(path)
+    return content
+
+
+def _no_configuration(path: Path | str, error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        # The problem is often noticed some lines after the one that has it.
+        line = error.problem_mark.line + 1
+        return f"{path} is no YAML: {error.problem} in line {line}; put right what is before it"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"cannot read the configuration {path}: {reason}; give a YAML file"
+
+
+def check_repeats(path: Path | str) -> None:
+    """Raise ``CissError`` where a YAML file sets a key twice, of which the first would be lost."""
+    left = [(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=YAML_LOADER), "")]
+    seen: set[int] = set()
+    while left:
+        node, where = left.pop()
+        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        keys: set[str] = set()
+        for key, value in node.value:
+            name = f"{where}{key.value}"
+            if name in keys and name != f"{where}<<":
+                raise CissError(
+                    f"{path}, line {key.start_mark.line + 1}: '{name}' is there a second time, "
+                    "and the first would be lost; write both as one"
+                )
+            keys.add(name)
+            left.append((value, f"{name}."))
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
@@ -125,7 +161,7 @@ def _with_preset(config: Mapping[str, Any]) -> Config:
     if name == DEFAULT_PRESET:
         return dict(config)
     files = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
-    if name not in files:
+    if str(name) not in files:
         raise CissError(f"config: {unknown('preset', name, [DEFAULT_PRESET, *files])}")
     preset = read_yaml(files[name])
     # A preset may speak of datasets that this configuration does not have.
@@ -211,8 +247,12 @@ def evaluated_images(config: Config, name: str) -> str:
 
 def scenario(config: Config, dataset_name: str, name: str) -> Scenario:
     """Read a scenario as an experiment's name spells it: ``15-1``, ``15-1a-disjoint``."""
-    setup = next((setup for setup in SETUPS if name.endswith(f"-{setup}")), SETUPS[0])
-    spelled = name.removesuffix(f"-{setup}")
+    spelled, _, suffix = str(name).rpartition("-")
+    if not spelled or not suffix.isalpha():
+        spelled, suffix = str(name), ""
+    setup = suffix or SETUPS[0]
+    if setup not in SETUPS:
+        raise CissError(f"scenario '{name}': {unknown('setup', setup, SETUPS)}")
     parsed = parse_scenario(spelled, dataset(config, dataset_name).n_classes, setup)
     if parsed.order:
         dataset(config, dataset_name, parsed.order)
@@ -436,6 +476,9 @@ def _sections(entry: Mapping[str, Any]) -> Config:
 
 
 def _check_dataset(config: Config, name: str, entry: Mapping[str, Any]) -> None:
+    if entry["kind"] not in datasets.kinds():
+        kinds = unknown("dataset kind", entry["kind"], datasets.kinds())
+        raise CissError(f"datasets.{name}.kind: {kinds}")
     if "root" not in entry and entry["kind"] != "shapes":
         raise CissError(f"datasets.{name}.root is missing: give the folder that holds the dataset")
     if "generate" in entry and entry["kind"] != "shapes":
@@ -636,6 +679,17 @@ def _check_numbers(value: object, path: tuple[str, ...]) -> None:
         raise CissError(f"config: {'.'.join(path)} is {value!r}; give a finite number")
 
 
+#: what a schema's types are to somebody who writes YAML
+_TYPES = {
+    "object": "a mapping ({key: value, …})",
+    "array": "a list ([value, …])",
+    "string": "text",
+    "integer": "a whole number (integer)",
+    "number": "a number",
+    "boolean": "true or false (boolean)",
+}
+
+
 def _sentence(error: Any) -> str:
     """Say what a schema error means, in one sentence."""
     key = ".".join(str(part) for part in error.absolute_path)
@@ -648,9 +702,10 @@ def _sentence(error: Any) -> str:
             return f"{where}: {unknown('key', extra, known)}"
         case "required":
             missing = next(name for name in rule if name not in value)
-            return f"{where}: the key '{missing}' is missing"
+            return f"{where}: the key '{missing}' is missing; add it"
         case "type":
-            return f"{where} is {value!r}, which is not of type {rule}"
+            wanted = [rule] if isinstance(rule, str) else rule
+            return f"{where} is {value!r}; give {' or '.join(_TYPES[name] for name in wanted)}"
         case "enum":
             return f"{where}: " + unknown("value", value, rule)
         case "pattern" if "propertyNames" in error.absolute_schema_path:
@@ -660,7 +715,7 @@ def _sentence(error: Any) -> str:
         case "minItems":
             return f"{where} is {value!r}; list at least {rule}"
         case "uniqueItems":
-            return f"{where} is {value!r}; an entry is there twice"
+            return f"{where} is {value!r}; an entry is there twice, take one out"
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             words = {
                 "minimum": "at least",

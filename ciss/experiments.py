@@ -8,7 +8,6 @@ the initialisation out where it is the method's own.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ciss.config import (
 )
 from ciss.datasets.base import UNKNOWN
 from ciss.errors import CissError
+from ciss.names import nearest
 from ciss.scenarios import Scenario
 
 
@@ -94,16 +94,17 @@ class Experiment:
         return f"{method}_{self.init.name}"
 
 
-def parse_experiment(config: Config, name: str) -> Experiment:
+def parse_experiment(config: Config, name: str, others: Iterable[str] = ()) -> Experiment:
     """Read an experiment's name; options are those that hold for its dataset and scenario.
 
-    Raises ``CissError`` that says which part is wrong and what is nearest.
+    Raises ``CissError`` that says which part is wrong and what is nearest; ``others``, which are
+    names of no experiments, may have been meant too.
     """
     parts = name.split("_")
     if len(parts) not in (3, 4):
         raise CissError(
             f"'{name}' is no experiment: names have the form dataset_scenario_method or "
-            f"dataset_scenario_method_initialisation{_nearest(config, name)}"
+            f"dataset_scenario_method_initialisation{_nearest(config, name, others)}"
         )
     try:
         parsed = scenario(config, parts[0], parts[1])
@@ -204,11 +205,11 @@ def transfer_shares(chosen: Iterable[Experiment], channels: int) -> dict[str, tu
     }
 
 
-def _nearest(config: Config, name: str) -> str:
+def _nearest(config: Config, name: str, others: Iterable[str]) -> str:
     # As spelled, not parsed: the names listed may themselves be what is wrong.
-    known = ["paper", *config["matrices"], *config.get("experiments", [])]
+    known = [*others, "paper", *config["matrices"], *config.get("experiments", [])]
     for entry in config["matrices"].values():
         for scenario_name, run in itertools.product(entry["scenarios"], entry["runs"]):
             known.append(f"{entry['dataset']}_{scenario_name}_{run}")
-    near = difflib.get_close_matches(name, [other for other in known if other != name], n=1)
-    return f"; did you mean '{near[0]}'?" if near else ", such as voc_15-1_mib_awt"
+    near = nearest(name, [other for other in known if other != name], cutoff=0.6)
+    return f"; did you mean '{near}'?" if near else ", such as voc_15-1_mib_awt"

@@ -12,6 +12,9 @@ from typing import Any
 
 import yaml
 
+#: in C, where PyYAML has it: the loader in Python takes ten times as long
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -62,8 +65,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 def read_yaml(path: Path | str) -> Any:
     """Read a YAML file of plain data. Raises ``yaml.YAMLError`` where it is none."""
-    # The loader in C, where PyYAML has it: the one in Python takes ten times as long.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
+    loader = YAML_LOADER(Path(path).read_text(encoding="utf-8"))
     try:
         return loader.get_single_data()
     finally:

@@ -25,6 +25,7 @@ import ciss.config
 import ciss.datasets.base
 import ciss.fingerprint
 import ciss.initialisations
+import ciss.names
 import ciss.prepare
 import ciss.published
 import ciss.records
@@ -59,6 +60,9 @@ def stop(message):
 
 
 try:
+    if workflow.is_main_process:
+        for path in workflow.configfiles:
+            ciss.config.check_repeats(path)
     CONFIG = ciss.config.checked(config)
 except CissError as error:
     stop(error)

@@ -33,9 +33,10 @@ def is_partial(report):
 
 def experiment_named(report):
     """The experiment of a report that the configuration does not list; ends where there is none."""
+    others = [rule.name for rule in workflow.rules if rule.docstring]
     try:
         return experiments.parse_experiment(
-            CONFIG, report.removesuffix(ciss.config.PARTIAL)
+            CONFIG, report.removesuffix(ciss.config.PARTIAL), others
         )
     except CissError as error:
         stop(error)
@@ -61,14 +62,66 @@ def report_confusions(report):
     ]
 
 
-def requested_targets():
-    """What the command line asks for by name; a job that Snakemake started has only files."""
+@cache
+def all_targets():
+    """What the command line asks for, files included; nothing in a job that Snakemake started."""
     # Snakemake reads the targets after the Snakefile. Its own parser knows which words they are.
     called = Path(sys.argv[0]).name
     if not workflow.is_main_process or called not in ("snakemake", "__main__.py"):
         return []
     known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
-    return [name for name in known.targets if Path(name).stem == name]
+    return list(known.targets)
+
+
+def requested_targets():
+    """What the command line asks for by name."""
+    return [name for name in all_targets() if Path(name).stem == name]
+
+
+def check_requested_files():
+    """End with one line where no rule makes a file that is asked for, or it is of no experiment."""
+    for target in all_targets():
+        if Path(target).stem == target or Path(target).exists():
+            continue
+        makers = [rule for rule in workflow.rules if rule.is_producer(target)]
+        if not makers:
+            stop(no_such_file(target))
+        try:
+            check_place(makers[0].get_wildcards(target))
+        except CissError as error:
+            stop(f"nothing makes '{target}': {error}")
+
+
+def check_place(place):
+    """Raise ``CissError`` where the wildcards of a path name what the configuration does not have."""
+    if "dataset" in place:
+        dataset_at(place["dataset"])
+    if "track" in place:
+        track = place["track"]
+        scenario = scenario_at(place["dataset"], track, is_base(track))
+        if "step" in place:
+            scenario.new_classes(int(place["step"]))
+
+
+def no_such_file(target):
+    """Say that no rule makes a file, which name is nearest, and how paths of results look."""
+    files = {
+        Path(str(file)).name
+        for rule in workflow.rules
+        for file in rule.output
+        if "{" not in Path(str(file)).name
+    }
+    name = Path(target).name
+    near = "" if name in files else ciss.names.nearest(name, files)
+    hint = f" (did you mean {near}?)" if near else ""
+    later = at(
+        paths.MODEL.format(dataset="voc", track="15-1", run="mib", seed=1, step=1)
+    )
+    first = at(paths.MODEL.format(dataset="voc", track="15", run="ce", seed=1, step=0))
+    return (
+        f"no rule makes '{target}'{hint}; paths of results are such as {later}, and those of step "
+        f"0, which experiments share, such as {first}"
+    )
 
 
 def add_requested_experiments():

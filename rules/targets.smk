@@ -32,6 +32,7 @@ workflow.get_rule("paper_partial").docstring = (
 )
 check_lock()
 OTHER_NAMES = add_requested_experiments()
+check_requested_files()
 
 for matrix in CONFIG["matrices"]:
     if workflow.is_rule(matrix):

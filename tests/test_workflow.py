@@ -984,38 +984,6 @@ def test_a_run_without_the_images_stops_before_any_work(
     assert not (folder / "results").exists()
 
 
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        ("voc_15-1_mbi", ["'mbi'", "did you mean 'mib'"]),
-        ("voc_15-1_mib_atw", ["'atw'", "did you mean 'awt'"]),
-        ("vco_15-1_mib", ["'vco'", "did you mean 'voc'"]),
-        ("voc_15-3_mib", ["'15-3'", "5 are left, which steps of 3 do not divide"]),
-        ("voc_15-1", ["'voc_15-1'", "dataset_scenario_method"]),
-        ("papre", ["'papre'", "did you mean 'paper'"]),
-    ],
-)
-def test_a_misspelt_name_is_one_sentence(target: str, words: list[str], clone: Path) -> None:
-    run = snakemake(clone, "-n", target)
-    assert run.status != 0
-    errors = [line for line in run.output.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1, run.output
-    assert all(word in errors[0] for word in words), errors
-    assert "Traceback" not in run.output
-
-
-def test_a_wrong_setting_is_one_sentence(clone: Path) -> None:
-    for change, words in (
-        ("recipe={crop: -1}", "recipe.crop is -1; it must be at least 16"),
-        ("experiments=[voc_15-1_mbi]", "did you mean 'mib'"),
-    ):
-        run = snakemake(clone, "-n", "voc_15-1_mib", "--config", change)
-        assert run.status != 0
-        (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
-        assert words in error
-        assert "Traceback" not in run.output
-
-
 def test_a_job_starts_a_process_for_each_gpu_that_it_has(clone: Path) -> None:
     gpus = ("--config", "runtime={gpus: 2}")
     run = snakemake(clone, "-n", "-p", "voc_15-5_mib", *gpus)
@@ -1111,19 +1079,6 @@ def test_it_may_be_started_in_another_folder(clone: Path, tmp_path: Path) -> Non
     run = snakemake(tmp_path, "-n", "-s", str(clone / "Snakefile"), "voc_15-1_mib")
     assert run.status == 0, run.output
     assert run.jobs["train_step"] == 5
-
-
-def test_results_that_cannot_be_written_and_names_that_are_taken(clone: Path) -> None:
-    taken = "matrices={train_step: {dataset: voc, scenarios: [15-1], runs: [ft]}}"
-    for change, words in (
-        ("results=README.md", "results is 'README.md'"),
-        (taken, "matrices.train_step: a rule has this name"),
-    ):
-        run = snakemake(clone, "voc_15-1_mib", "--config", change)
-        assert run.status != 0
-        (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
-        assert words in error
-        assert "Traceback" not in run.output
 
 
 # --- The report as one HTML file -----------------------------------------------------------
