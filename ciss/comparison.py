@@ -25,21 +25,26 @@ CELL = [
     "others_lowest",
     "others_highest",
     "note",
+    "otherwise",
 ]
 BASE_STEP = ["step_0", "seed", "ours", "published", "sd", "difference", "reached", "source"]
 
 
-def distances(summary: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
+def distances(
+    summary: pd.DataFrame, keys: Mapping[str, str], otherwise: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Ours minus the published number for each cell that has one: columns ``CELL``.
 
     ``summary``: of ``results.summary``. ``keys``: what experiments, such as ``voc_15-1_mib``, are
     called in ``ciss.published``; only these are compared. ``background``: whether ``old`` and
     ``all`` count it; where papers do either, a run has rows for both. Where ours is missing, so
-    is the difference.
+    is the difference. ``otherwise``: of experiments whose numbers come from a training that no
+    settings are like, how that was; of these no difference is taken.
     """
     rows = []
     for run in results.over_seeds(summary).to_dict("records"):
-        key = keys.get(f"{run['dataset']}_{run['scenario']}_{run['run']}")
+        name = f"{run['dataset']}_{run['scenario']}_{run['run']}"
+        key, said = keys.get(name), (otherwise or {}).get(name, "")
         for background in (True, False) if key else ():
             for score, number in published.numbers(str(key), background).items():
                 lowest, highest = number.others or (float("nan"), float("nan"))
@@ -51,13 +56,14 @@ def distances(summary: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
                         "ours": run[score],
                         "sd": run[f"{score}_sd"],
                         "published": number.value,
-                        "difference": run[score] - number.value,
+                        "difference": float("nan") if said else run[score] - number.value,
                         "kind": number.kind,
                         "sources": ", ".join(number.sources),
                         "confidence": number.confidence,
                         "others_lowest": lowest,
                         "others_highest": highest,
                         "note": number.note,
+                        "otherwise": said,
                     }
                 )
     return pd.DataFrame(rows, columns=CELL)
@@ -110,6 +116,7 @@ def say_missed(base_steps: pd.DataFrame) -> list[str]:
 
 def say_overall(distances: pd.DataFrame) -> str:
     """One sentence: how many cells are compared, and how far they are."""
+    distances = distances[distances["otherwise"] == ""]
     compared = distances.dropna(subset="difference")
     if compared.empty:
         return f"None of {len(distances)} published cells has a result of ours yet."

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ciss import config as configuration
 from ciss import initialisations, methods
-from ciss.config import Config
+from ciss.config import Config, Variant
 from ciss.experiments import Experiment
 from ciss.files import read_yaml
 
@@ -66,11 +66,14 @@ class Match(NamedTuple):
     published. It ends in constants, ``voc/15-1/mib/distillation=10.0``, where some numbers were
     made with others: it stands for the rest then. ``departures``: in what the run was not trained
     as published, one phrase each. ``left_out``: for the numbers that the key leaves out, the same.
+    ``otherwise``: how the numbers' authors train, where no settings of ours are like that: no
+    difference is to be taken.
     """
 
     key: str
     departures: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    otherwise: str = ""
 
 
 @cache
@@ -134,15 +137,17 @@ def match(config: Config, experiment: Experiment) -> Match:
     kind = configuration.dataset_entry(config, experiment.dataset)["kind"]
     scenario = experiment.scenario
     method = experiment.method
-    run = f"{method.kind}-{method.fuse}" if method.fuses else method.kind
+    parts = [method.kind, *(["m"] if method.memory else []), *([method.fuse] * method.fuses)]
+    run = "-".join(parts)
     if experiment.init.kind != methods.describe(method.kind).default_init:
         run = f"{run}_{experiment.init.kind}"
     key = f"{kind}/{scenario.name}/{run}"
     if not entries(key):
         return Match("", ())
+    said = _otherwise(method)["said"]
     departures = [*_departures_base(config, experiment, kind)]
     if not scenario.increment:
-        return Match(key, tuple(departures))
+        return Match(key, tuple(departures), otherwise=said)
     departures += _departures_later(config, experiment, kind, entries(key))
     # Where all have other constants, that is a departure of the run.
     options = experiment.method.options
@@ -152,11 +157,11 @@ def match(config: Config, experiment: Experiment) -> Match:
         key = "/".join([key, *(f"{name}={options[name]}" for name in known)])
     where = f"methods.{experiment.method.name}"
     left_out = [
-        f"not beside {', '.join(entry['sources'])}: {said}"
+        f"not beside {', '.join(entry['sources'])}: {difference}"
         for entry in apart
-        for said in _differences(options, _options(entry), where)
+        for difference in _differences(options, _options(entry), where)
     ]
-    return Match(key, tuple(dict.fromkeys(departures)), tuple(dict.fromkeys(left_out)))
+    return Match(key, tuple(dict.fromkeys(departures)), tuple(dict.fromkeys(left_out)), said)
 
 
 def match_base(config: Config, experiment: Experiment) -> Match:
@@ -187,6 +192,18 @@ def _others(entry: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     return any(str(options[name]) != str(known[name]) for name in known.keys() & options.keys())
 
 
+def _otherwise(method: Variant) -> Mapping[str, Any]:
+    """What the file says of a method whose authors train otherwise; of others, nothing."""
+    nothing: Mapping[str, Any] = {"said": "", "settings": {}, "free": []}
+    found: Mapping[str, Any] = _file()["trained_otherwise"].get(method.kind, nothing)
+    return found
+
+
+def _settings(method: Variant) -> Config:
+    """The settings that the method's numbers were made with, lists where there are several."""
+    return configuration.merged(_file()["settings"], _otherwise(method)["settings"])
+
+
 def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple[str, ...]:
     """In what step 0 departs from the published training."""
     ours = configuration.settings(config, experiment.dataset)
@@ -195,7 +212,8 @@ def _departures_base(config: Config, experiment: Experiment, kind: str) -> tuple
     found = [f"{where}.classes are others"] if entry.get("classes") is not None else []
     expected = _file()["dataset"]
     found += _differences({key: entry.get(key, expected[key]) for key in expected}, expected, where)
-    expected = {name: part for name, part in _file()["settings"].items() if name != "attribution"}
+    settings = _settings(experiment.method)
+    expected = {name: part for name, part in settings.items() if name != "attribution"}
     found += _differences(ours, {**expected, "recipe": _phase(expected, kind, "base")})
     return tuple(found)
 
@@ -205,16 +223,15 @@ def _departures_later(
 ) -> tuple[str, ...]:
     """In what the steps after step 0 depart; ``numbers``: the entries of the run."""
     ours = configuration.settings(config, experiment.dataset, experiment.scenario)
-    wanted = {"recipe": _phase(_file()["settings"], kind, "later")}
+    wanted = {"recipe": _phase(_settings(experiment.method), kind, "later")}
     if experiment.needs_attribution:
         wanted["attribution"] = _file()["settings"]["attribution"]
     found = _differences(ours, wanted)
     preset = configuration.preset_settings(config, experiment.dataset, experiment.scenario)
     method, init = experiment.method, experiment.init
     if method.memory:
-        found.append(f"methods.{method.name}.memory is {method.memory} (published: none)")
-    if said := _file()["trained_otherwise"].get(method.kind):
-        found.append(said)
+        memory = {"memory": _file()["memory"].get(kind, 0)}
+        found += _differences({"memory": method.memory}, memory, f"methods.{method.name}")
     # Where models are fused, old classifiers were frozen.
     common = {"freeze": "old_classifiers" if method.fuses else "none"}
     found += _differences({"freeze": method.freeze}, common, f"methods.{method.name}")
@@ -230,6 +247,8 @@ def _departures_later(
         }
         if section == "methods":
             expected |= _accepted(expected, numbers)
+            free = _otherwise(method)["free"]
+            expected = {name: value for name, value in expected.items() if name not in free}
         found += _differences({variant.name: variant.options}, {variant.name: expected}, section)
     return tuple(found)
 
@@ -250,7 +269,7 @@ def _phase(expected: Mapping[str, Any], kind: str, phase: str) -> dict[str, Any]
     """The published recipe as far as it decides one phase: ``base`` or ``later``."""
     recipe = dict(expected["recipe"])
     phases = {name: recipe.pop(name) for name in ("base", "later")}
-    return {**recipe, phase: {**phases[phase], "epochs": _file()["epochs"][kind]}}
+    return {**recipe, phase: {"epochs": _file()["epochs"][kind], **phases[phase]}}
 
 
 def _differences(
@@ -271,7 +290,7 @@ def _differences(
 
 def _agrees(mine: Any, published: Any) -> bool:
     if isinstance(published, list):
-        return mine in published
+        return any(_agrees(mine, one) for one in published)
     # The published weights may lie in a file of the user's own.
     return mine == published or (
         published == "published" and Path(str(mine)).name.startswith("resnet101_iabn_sync")

@@ -211,6 +211,7 @@ _LATEX = {
     "±": r"$\pm$",
     "−": "$-$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "–": "--",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }

@@ -99,7 +99,9 @@ def beside_published(
         tables.append(
             Table(
                 f"{_dataset_name(str(dataset))} {scenario}, beside published numbers",
-                _BESIDE + (_NOT_SEEN if (group["confidence"] != "seen").any() else ""),
+                _BESIDE
+                + (_NOT_SEEN if (group["confidence"] != "seen").any() else "")
+                + (_OTHERWISE if group["otherwise"].any() else ""),
                 (
                     *((head, ("ours", "publ.", "diff.")) for head in heads.values()),
                     ("", ("source",)),
@@ -128,6 +130,13 @@ def distance_report(
         parts.append(table_formats.markdown(_base_step_table(base_steps)))
     if len(distances):
         parts.append(table_formats.markdown(_cell_table(distances)))
+    otherwise = {
+        f"{cell['dataset']}_{cell['scenario']}_{cell['run']}": cell["otherwise"]
+        for cell in distances.to_dict("records")
+        if cell["otherwise"]
+    }
+    if otherwise:
+        parts.append(table_formats.markdown_list("‡ Trained otherwise by their authors", otherwise))
     if departures:
         parts.append(table_formats.markdown_list("Not trained as published", departures))
     used = {key for cell in distances["sources"] for key in cell.split(", ")}
@@ -204,6 +213,10 @@ _BESIDE = (
     "the paper that proposes a run goes before other papers' tables, these before reruns by others."
 )
 _NOT_SEEN = " †: inferred or derived, not printed so in the source."
+_OTHERWISE = (
+    " ‡: its authors train otherwise than any settings here, as distance.md says: no difference is "
+    "taken."
+)
 
 
 _NONE = (MISSING, MISSING)
@@ -221,9 +234,12 @@ def _beside(cell: Mapping[Any, Any], digits: int) -> tuple[str, str, str]:
     if float(value) != cell["published"]:
         value = f"{cell['published']:.2f}"
     mark = "" if cell["confidence"] == "seen" else " †"
+    mark += " ‡" if cell["otherwise"] else ""
     if not cell["seeds"]:
         return MISSING, value + mark, MISSING
     ours = _Value(cell["ours"], cell["sd"], cell["seeds"])
+    if cell["otherwise"]:
+        return ours.text(digits, False), value + mark, MISSING
     return ours.text(digits, False), value + mark, f"{cell['difference']:+.{digits}f}"
 
 

@@ -236,17 +236,20 @@ def trained_as(wildcards):
 
 def published_flags(wildcards):
     """What is published of a report's experiments, and which were not trained as published."""
-    beside, base_steps, departures = {}, {}, {}
+    beside, base_steps, departures, otherwise = {}, {}, {}, {}
     for e in report_experiments(wildcards):
-        key, why, left_out = ciss.published.match(CONFIG, e)
+        key, why, left_out, said = ciss.published.match(CONFIG, e)
         if key and (why or left_out):
             departures[e.name] = "; ".join(why or left_out)
         if key and not why:
             beside[e.name] = key
-        key, why, _ = ciss.published.match_base(CONFIG, e)
+            if said:
+                otherwise[e.name] = said
+        key, why, *_ = ciss.published.match_base(CONFIG, e)
         if key and not why:
             base_steps[f"{e.dataset}/{e.scenario.track(0)}/{e.run_at(0)}"] = key
     flags = {"published": beside, "base_step": base_steps, "departure": departures}
+    flags |= {"otherwise": otherwise}
     return to_flags(
         {
             name: [f"{ours}={theirs}" for ours, theirs in found.items()]

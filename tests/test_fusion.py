@@ -194,8 +194,8 @@ def test_published_numbers_of_ewf_are_of_frozen_classifiers() -> None:
     def match(name: str) -> published.Match:
         return published.match(config, parse_experiment(config, name))
 
-    assert match("voc_15-1_mib-ewf-frozen") == ("voc/15-1/mib-ewf", (), ())
-    key, departures, _ = match("voc_15-1_mib-ewf")
+    assert match("voc_15-1_mib-ewf-frozen") == published.Match("voc/15-1/mib-ewf", ())
+    key, departures, *_ = match("voc_15-1_mib-ewf")
     assert key == "voc/15-1/mib-ewf"
     assert departures == ("methods.mib-ewf.freeze is none (published: old_classifiers)",)
     assert published.numbers(key, background=True)["all"].value == 65.5

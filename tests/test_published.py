@@ -91,11 +91,55 @@ def test_the_published_recipe_is_our_default() -> None:
     assert {key.partition("/")[0] for key, *_ in matches if key} == {"voc", "ade", "cityscapes"}
 
 
-def test_a_method_that_its_authors_train_otherwise_is_laid_beside_no_number() -> None:
-    config = checked(DEFAULTS)
-    for name in ("voc_15-1_ssul", "voc_15-1_ssul_awt"):
-        match = published.match(config, parse_experiment(config, name))
-        assert [said for said in match.departures if "SSUL's code trains otherwise" in said]
+@pytest.mark.parametrize("name", ["ssul", "ssul_awt", "ssul-m", "cfs"])
+def test_numbers_of_methods_whose_authors_train_otherwise_say_so(name: str) -> None:
+    found = match(f"voc_15-1_{name}")
+    assert (found.key, found.departures) == (f"voc/15-1/{name}", ())
+    assert " authors train " in found.otherwise
+    assert published.numbers(found.key, background=True)["all"].kind == "paper"
+    assert not match("voc_15-1_mib_awt").otherwise
+
+
+def test_what_their_authors_set_is_no_departure_and_anything_else_is() -> None:
+    theirs = {
+        "model": {"norm": "bn", "weights": "torchvision"},
+        "recipe": {"batch": 32, "base": {"epochs": 50, "lr": 0.01}, "later": {"epochs": 50}},
+        "methods": {"ssul": {"heads": "conv", "saliency": "/data/maps"}},
+    }
+    assert match("voc_15-1_ssul", **theirs).departures == ()
+    assert match("ade_100-50_ssul").departures == ()
+    for change, words in (
+        ({"recipe": {"batch": 16}}, "recipe.batch is 16 (published: 24 or 32)"),
+        ({"methods": {"ssul": {"confidence": 0.9}}}, "ssul-m.confidence is 0.9 (published: 0.7)"),
+        ({"methods": {"ssul-m": {"memory": 50}}}, "ssul-m.memory is 50 (published: 100)"),
+        ({"evaluation": {"mode": "full"}}, "evaluation.mode is full (published: crop)"),
+    ):
+        found = match("voc_15-1_ssul-m", **change).departures
+        assert any(words in said for said in found), found
+    # With other methods the authors' values of SSUL are departures as before.
+    assert match("voc_15-1_mib", recipe={"batch": 32}).departures
+
+
+def test_no_difference_is_taken_of_numbers_that_were_trained_otherwise() -> None:
+    runs = [
+        ReportedRun("voc", "15-1", name, "", (16, 1, 1, 1, 1, 1), "x") for name in ("ssul", "plop")
+    ]
+    made = reports.summary_of_all(reports.tidy_table([]), runs, [1])
+    made[results.SCORES] = 60.0
+    keys = {f"voc_15-1_{run.run}": f"voc/15-1/{run.run}" for run in runs}
+    distances = comparison.distances(made, keys, {"voc_15-1_ssul": "with other batches"})
+    assert comparison.say_overall(distances).startswith("6 of 6 published cells")
+    (table,) = tables.beside_published(distances, made)
+    text = table_formats.markdown(table)
+    assert "| SSUL | 60.00 | 77.31 ‡ | – | 60.00 | 36.59 ‡ | – | 60.00 | 67.61 ‡ | – |" in text
+    assert "| PLOP | 60.00 | 65.12 | -5.12 |" in text
+    assert "‡: its authors train otherwise" in text
+    assert r"67.61 $\ddagger$" in table_formats.latex(table)
+    report = tables.distance_report(distances, comparison.base_steps(tidy({}), {}, {}), {})
+    assert "- `voc_15-1_ssul`: with other batches" in report
+    assert "‡" not in table_formats.markdown(
+        tables.beside_published(comparison.distances(made, keys), made)[0]
+    )
 
 
 # --- Which number is shown -----------------------------------------------------------------

@@ -83,9 +83,9 @@ def beside_published(folder: Path) -> list[str]:
     shown["score"] = distances["score"].str.replace("_", " ")
     names = ["ours", "sd", "seeds", "published", "difference", "others_lowest", "others_highest"]
     shown[names] = distances[names]
-    shown[["sources", "kind", "confidence", "note"]] = distances[
-        ["sources", "kind", "confidence", "note"]
-    ].fillna("")
+    words = ["sources", "kind", "confidence", "note", "otherwise"]
+    # Where tables are of an older revision, the last is not there.
+    shown[words] = distances.reindex(columns=words).fillna("")
     shown = shown.rename(columns=lambda name: name.replace("_", " "))
     return [
         pages.heading("Distance to the papers"),

@@ -21,7 +21,8 @@ def main(arguments: argparse.Namespace) -> None:
     missing = [one for one in wanted if one not in found]
     tidy = reports.tidy_table(found)
     summary = reports.summary_of_all(tidy, runs, seeds)
-    distances = comparison.distances(summary, dict(arguments.published))
+    otherwise = dict(arguments.otherwise)
+    distances = comparison.distances(summary, dict(arguments.published), otherwise)
     step_0_of = {(run.dataset, run.scenario, run.run): run.step_0_of_dataset for run in runs}
     base_steps = comparison.base_steps(tidy, step_0_of, dict(arguments.base_step))
     missed = comparison.say_missed(base_steps)
@@ -72,6 +73,11 @@ if __name__ == "__main__":
     for flag, what, words in (
         ("--published", "EXPERIMENT=KEY", "to compare: voc_15-1_mib=voc/15-1/mib"),
         ("--base-step", "STEP_0=KEY", "to compare: voc/15/ce=voc/15"),
+        (
+            "--otherwise",
+            "EXPERIMENT=HOW",
+            "as the authors trained it, if no settings are like that",
+        ),
         ("--departure", "EXPERIMENT=WHY", "not to compare, as it was not trained as published"),
     ):
         group.add_argument(flag, type=pair, nargs="+", default=[], metavar=what, help=words)
