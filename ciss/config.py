@@ -26,6 +26,9 @@ from ciss.scenarios import SETUPS, Scenario, parse_scenario
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = _REPOSITORY / "schemas" / "config.schema.yaml"
+#: characters that no path of an input or output of a rule may have
+UNUSABLE = r"[{}\x00-\x1f\x7f]"
+_UNUSABLE_PATH = "Snakemake takes braces in a path for wildcards, and no line break"
 #: one file a preset, named as the setting ``preset`` names it
 PRESETS = _REPOSITORY / "configs" / "presets"
 #: the constants in config.yaml and in the code
@@ -142,6 +145,7 @@ def checked(config: Mapping[str, Any]) -> Config:
     their options, scenarios that do not fit their dataset, matrices of unknown datasets.
     """
     config = _structure_checked(_with_preset(config))
+    config = _with_places(config)
     _check_variants(config)
     _check_processes(config["runtime"])
     for name, entry in config["datasets"].items():
@@ -154,6 +158,25 @@ def checked(config: Mapping[str, Any]) -> Config:
         if name not in config["matrices"]:
             raise CissError(f"paper: {unknown('matrix', name, config['matrices'])}")
     return config
+
+
+def _with_places(config: Config) -> Config:
+    """Return the configuration with folders that are written to as they begin all paths in them."""
+    places: Config = {"results": _place("results", config["results"])}
+    output = config.get("prediction", {}).get("output")
+    if output:
+        places["prediction"] = {"output": _place("prediction.output", output)}
+    return merged(config, places)
+
+
+def _place(name: str, folder: str) -> str:
+    if re.search(UNUSABLE, folder):
+        raise CissError(f"{name} is {folder!r}: {_UNUSABLE_PATH}; choose another folder")
+    if folder.startswith("-"):
+        raise CissError(
+            f"{name} is {folder!r}, which programs take for an option; write its whole path"
+        )
+    return str(Path(folder).expanduser())
 
 
 def _with_preset(config: Mapping[str, Any]) -> Config:
@@ -572,6 +595,8 @@ def _check_weights(model: Mapping[str, Any], dataset_name: str) -> None:
             f"{where}, whose scales have signs that norm '{model['norm']}' cannot express; set "
             "model.norm to bn"
         )
+    if re.search(UNUSABLE, model["weights"]):
+        raise CissError(f"{where}: {_UNUSABLE_PATH}; rename the file or its folder")
 
 
 def _check_variants(

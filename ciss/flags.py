@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
@@ -38,7 +39,8 @@ def from_flags(arguments: argparse.Namespace, cls: type[T]) -> T:
 def to_flags(values: Mapping[str, object]) -> list[str]:
     """Turn ``{"lr": 0.02, "classes": ["cat", "dog"]}`` into flags; ``None`` is left out.
 
-    They are sorted: the order of keys in a configuration is no change of its settings.
+    They are sorted: the order of keys in a configuration is no change of its settings. Paths are
+    given as ``Path``: one that begins with a hyphen would be taken for a flag.
     """
     flags: list[str] = []
     for name, value in sorted(values.items()):
@@ -48,8 +50,13 @@ def to_flags(values: Mapping[str, object]) -> list[str]:
         if isinstance(value, Sequence) and not isinstance(value, str):
             flags.extend(str(item) for item in value)
         else:
-            flags.append(str(value))
+            flags.append(path_argument(value) if isinstance(value, Path) else str(value))
     return flags
+
+
+def path_argument(path: Path) -> str:
+    """Spell a path so that no program takes it for an option: ``-a`` as ``./-a``."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _boolean(text: str) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 from functools import cache
@@ -31,7 +32,7 @@ import ciss.published
 import ciss.records
 from ciss import examples, experiments, methods, paths, photos
 from ciss.errors import CissError
-from ciss.flags import option_flags, to_flags, value_flags
+from ciss.flags import option_flags, path_argument, to_flags, value_flags
 from ciss.scenarios import parse_base_name
 
 # A plan is a million objects that stay. Looking through them for garbage again and again, as Python

@@ -25,7 +25,9 @@ if CONFIG["checkpoint"]:
         threads: CONFIG["runtime"]["threads"]
         params:
             program=program("export.py"),
-            checkpoint=lambda wildcards, threads: str(given_path("checkpoint")),
+            checkpoint=lambda wildcards, threads: path_argument(
+                given_path("checkpoint")
+            ),
             state=checkpoint_state,
         shell:
             "{params.program:q} --checkpoint {params.checkpoint:q} --threads {threads}"
@@ -62,8 +64,8 @@ if CONFIG["checkpoint"] and CONFIG["images"]:
             images=images_state,
             places=lambda wildcards, threads: to_flags(
                 {
-                    "checkpoint": str(given_path("checkpoint")),
-                    "images": str(given_path("images")),
+                    "checkpoint": given_path("checkpoint"),
+                    "images": given_path("images"),
                     "output": prediction_folder(),
                 }
             ),

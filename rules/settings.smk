@@ -478,7 +478,12 @@ def entry_flags(names):
     return [
         word
         for name in names
-        for word in ("--entry", name, dataset_at(name).kind, str(dataset_at(name).root))
+        for word in (
+            "--entry",
+            name,
+            dataset_at(name).kind,
+            path_argument(dataset_at(name).root),
+        )
     ] + to_flags({"subsets": parts or None})
 
 
@@ -503,9 +508,9 @@ def check_given(target, names):
             stop(f"{name} is '{CONFIG[name]}', which does not exist")
 
 
-def without_braces(name):
-    """A name as a part of a path that Snakemake reads wildcards from."""
-    return name.translate({ord(brace): "_" for brace in "{}"})
+def readable(name):
+    """A name as a part of a path: without braces, which are of wildcards, and control characters."""
+    return re.sub(ciss.config.UNUSABLE, "_", name)
 
 
 def model_name():
@@ -514,19 +519,15 @@ def model_name():
     *parts, seed, step = path.parts[-6:-1]
     # Below a results folder its path says what it is: dataset, track, run, seed and step.
     inside = len(parts) == 3 and seed.startswith("seed") and step.startswith("step")
-    return without_braces("_".join([*parts, seed, step]) if inside else path.stem)
+    return readable("_".join([*parts, seed, step]) if inside else path.stem)
 
 
 def prediction_folder():
     own = CONFIG["prediction"]["output"]
-    if own != without_braces(own):
-        stop(
-            f"prediction.output is '{own}'; choose a folder without braces in its path"
-        )
     if own:
-        return str(Path(own).expanduser())
+        return own
     images = given_path("images").absolute()
-    return at(f"predictions/{without_braces(images.name)}/{model_name()}")
+    return at(f"predictions/{readable(images.name)}/{model_name()}")
 
 
 def state_of(path, names):

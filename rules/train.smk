@@ -32,7 +32,7 @@ rule train_base:
         classes=lambda wildcards: len(scenario_of(wildcards).new_classes(0)),
         files=lambda wildcards, input, output: to_flags(
             {
-                "weights": input.get("weights") or None,
+                "weights": Path(input.weights) if input.get("weights") else None,
                 "importances_out": output.get("importances"),
             }
         ),

@@ -546,3 +546,35 @@ def test_a_preset_replaces_defaults_and_nothing_that_was_chosen() -> None:
         checked(merged(DEFAULTS, {"preset": "mib", "methods": {"ewc": {"importance": 9}}}))
     with pytest.raises(CissError, match=r"preset 'mbi' is unknown .did you mean 'mib'"):
         checked(merged(DEFAULTS, {"preset": "mbi"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"results": "a{b}"}, "results is 'a{b}': Snakemake takes braces"),
+        ({"results": "a\nb"}, r"results is 'a\nb': Snakemake takes"),
+        ({"results": "-a"}, "results is '-a', which programs take for an option"),
+        ({"prediction": {"output": "a}"}}, "prediction.output is 'a}': Snakemake takes braces"),
+        ({"prediction": {"output": "--a"}}, "prediction.output is '--a', which programs take"),
+        (
+            {"datasets": {"voc": {"model": {"weights": "{a}.pth"}}}},
+            "model.weights of dataset 'voc' is '{a}.pth': Snakemake takes braces",
+        ),
+        (own(classes=["a", "-b"]), "datasets.own.classes lists -b, which programs take"),
+    ],
+)
+def test_names_that_snakemake_or_programs_misread(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(CissError) as raised:
+        checked(with_change(**change))
+    assert str(raised.value).startswith(says)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("spelled", ["results", "results/", "./results", ".//results"])
+def test_a_folder_has_one_spelling(spelled: str) -> None:
+    """Else the same results would be others for Snakemake."""
+    assert checked(with_change(results=spelled))["results"] == "results"
+    chosen = checked(with_change(results="~/x", prediction={"output": f"{spelled}/out"}))
+    assert chosen["results"] == str(Path.home() / "x")
+    assert chosen["prediction"]["output"] == "results/out"
+    assert chosen["prediction"]["overlay"] == DEFAULTS["prediction"]["overlay"]

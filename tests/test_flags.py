@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -125,3 +126,10 @@ def test_options_do_not_depend_on_their_order() -> None:
 def test_values_given_as_text(text: str, value: object) -> None:
     assert read_value(text) == value
     assert type(read_value(text)) is type(value)
+
+
+@pytest.mark.parametrize("name", ["-a", "--root", "-own'ü'$HOME", "a -b", "/-a", "-1"])
+def test_a_path_is_no_option(name: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path)
+    assert parser.parse_args(to_flags({"root": Path(name)})).root == Path(name)

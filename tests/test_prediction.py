@@ -280,24 +280,31 @@ def test_what_does_not_fit_the_memory_is_halved_and_then_named(
 def test_the_target_runs_again_for_what_changes_masks_alone(
     checkpoint: Path, clone: Path, tmp_path: Path
 ) -> None:
-    images = tmp_path / "my {odd} photos"
-    picture(images / "a.jpg", 24, 24)
+    pytest.importorskip("onnxruntime")
+    # Relative, so that they begin as options do; all that a shell or a pattern may understand.
+    images, odd = Path("-my{odd}'ü'$HOME \"x\";&#1 [a]*"), Path("--model'é'$HOME;\"&#.safetensors")
+    picture(tmp_path / images / "a.jpg", 24, 24)
+    checkpoint.rename(tmp_path / odd)
 
     def snakemake(*words: object, **more: object) -> Run:
-        given = {"images": images, "checkpoint": checkpoint, "runtime": "{device: cpu}", **more}
+        given = {"images": images, "checkpoint": odd, "runtime": "{device: cpu}", **more}
         config = [f"{name}={value}" for name, value in given.items() if value]
-        start = ("-m", "snakemake", "--snakefile", clone / "Snakefile", "--cores", 1, "predict")
+        start = ("-m", "snakemake", "--snakefile", clone / "Snakefile", "--cores", 1)
+        start += ("predict", "export")
         done = run_python(*start, *words, "--config", *config, cwd=tmp_path)
         return Run(done.returncode, done.stdout + done.stderr)
 
     run = snakemake()
     assert run.status == 0, run.output
-    assert run.jobs == {"segment": 1, "predict": 1}
-    folder = tmp_path / "results" / "predictions" / "my _odd_ photos" / "model"
+    assert run.jobs == {"segment": 1, "predict": 1, "onnx": 1, "export": 1}
+    folder = (
+        tmp_path / "results/predictions" / str(images).translate({123: "_", 125: "_"}) / odd.stem
+    )
+    assert (tmp_path / "results" / "exports" / f"{odd.stem}.onnx").is_file()
     assert read_mask(folder / "masks" / "a.png").shape == (24, 24)
     changed = {"runtime": "{device: cpu, workers: 1}", "prediction": "{batch: 2, overlay: 0.5}"}
     assert snakemake("-n", **changed).jobs == {}
-    picture(images / "b.jpg", 24, 24)
+    picture(tmp_path / images / "b.jpg", 24, 24)
     assert snakemake("-n").jobs == {"segment": 1, "predict": 1}
     refused = snakemake("-n", images="")
     assert refused.status != 0

@@ -43,8 +43,10 @@ from ciss.results import read_table
 
 pytestmark = pytest.mark.workflow
 
-#: with a space, as a folder of a user may have one
-RESULTS = "all results"
+#: All that a shell, a browser or a pattern may understand in a name, as folders of users have them.
+RESULTS = "all 'results' ü, $HOME; \"x\" & [a-z]* #1 `y` %20"
+#: and as an option begins; argparse takes it for one only where it has no space
+OWN = "-own'ü'$HOME;\"&#1"
 TINY = {
     "results": RESULTS,
     "runtime": {"device": "cpu", "workers": 0, "threads": 1, "gpus": 0},
@@ -53,7 +55,7 @@ TINY = {
         # Images of the user's own, as far as the workflow can tell.
         "own": {
             "kind": "voc",
-            "root": "own images",
+            "root": OWN,
             "classes": ["cat", "dog", "bird"],
             "subset": True,
         },
@@ -83,7 +85,7 @@ def finished(shared: Path, clone: Path) -> Path:
 
     def make(folder: Path) -> None:
         shutil.copytree(clone, folder, symlinks=True)
-        generate(folder / "own images", train=24, val=8, size=32, seed=1)
+        generate(folder / OWN, train=24, val=8, size=32, seed=1)
         (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
         (folder / "before.txt").write_text("")
         (folder / "run.txt").write_text("")
@@ -92,7 +94,7 @@ def finished(shared: Path, clone: Path) -> Path:
         (folder / "run.txt").write_text(run.output)
         assert run.status == 0, run.output
 
-    return made_once(shared / "finished run", make)
+    return made_once(shared / "a 'finished' run & more", make)
 
 
 @pytest.fixture
@@ -348,6 +350,7 @@ FROM_MIB |= {"prediction_figure": 2, "attribution_figures": 1}
 
 SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "nothing": ("seeds=[1]", {}),
+    "results as they are": (f"results={json.dumps(f'./{RESULTS}/', ensure_ascii=False)}", {}),
     "awt fraction": ("initialisations={awt: {fraction: 0.5}}", FROM_TRANSFER_OF_AWT),
     "awt pooling": ("initialisations={awt: {pooling: avg_after_mean}}", FROM_TRANSFER_OF_AWT),
     "awt of another scenario": (
@@ -681,7 +684,7 @@ DATA: dict[str, tuple[Callable[[Path], None], bool]] = {
 @pytest.mark.parametrize("name", DATA)
 def test_own_files_that_change_are_noticed(name: str, changed: Path) -> None:
     change, matters = DATA[name]
-    change(changed / "own images")
+    change(changed / OWN)
     assert tiny(changed, "own_offline_ft").jobs == (OWN_ANEW if matters else {})
 
 
@@ -734,7 +737,7 @@ def test_changed_masks_are_noticed_by_targets_that_are_made_after_the_index(chan
 
 
 def test_a_data_set_that_moved_reruns_nothing(changed: Path, tmp_path: Path) -> None:
-    (changed / "own images").rename(tmp_path / "elsewhere")
+    (changed / OWN).rename(tmp_path / "elsewhere")
     root = f"datasets={{own: {{root: {tmp_path / 'elsewhere'}}}}}"
     assert tiny(changed, "own_offline_ft", "--config", root).jobs == {}
 
@@ -744,7 +747,7 @@ def test_a_project_that_moved_reruns_nothing(changed: Path) -> None:
 
 
 def test_a_data_set_that_was_taken_away_does_not_undo_results(changed: Path) -> None:
-    shutil.rmtree(changed / "own images")
+    shutil.rmtree(changed / OWN)
     run = tiny(changed, "own_offline_ft", "--cores", 1, dry=False)
     assert (run.status, run.jobs) == (0, {})
 
@@ -1039,14 +1042,14 @@ def test_a_job_of_an_experiment_that_the_command_line_named_runs_on_a_cluster(
 
 
 def test_the_root_on_the_command_line(changed: Path) -> None:
-    (changed / "own images").rename(changed / "moved")
+    (changed / OWN).rename(changed / "moved")
     root = ("--config", "datasets={own: {root: moved}}")
     run = tiny(changed, "-p", "own_2-1_ft", *root)
     assert run.status == 0, run.output
     assert "Warning" not in run.output
     assert "--root moved" in run.output
     without = tiny(changed, "own_2-1_ft")
-    assert "Warning: there is no folder own images for dataset 'own'" in without.output
+    assert f"Warning: there is no folder {OWN} for dataset 'own'" in without.output
 
 
 def test_the_commit_that_is_checked_out_plans(tmp_path: Path) -> None:

@@ -167,6 +167,12 @@ def _chosen_labels(name: str, described: Kind, names: Sequence[str]) -> Sequence
         raise CissError(
             f"datasets.{name}.classes lists background, which is always class 0: leave it out"
         )
+    options = [class_ for class_ in names if class_.startswith("-")]
+    if options:
+        raise CissError(
+            f"datasets.{name}.classes lists {options[0]}, which programs take for an option; "
+            "choose a name that does not begin with a hyphen"
+        )
     if described.CLASSES is None:
         return range(1, len(names) + 1)
     for class_ in names:
