@@ -60,6 +60,29 @@ def stop(message):
     sys.exit(f"Error: {message}")
 
 
+@cache
+def command_line():
+    """The command line as Snakemake's own parser reads it; None in a job that Snakemake started."""
+    called = Path(sys.argv[0]).name
+    if not workflow.is_main_process or called not in ("snakemake", "__main__.py"):
+        return None
+    known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
+    return known
+
+
+def check_comments():
+    """End with one line where Snakemake, which reads --config as YAML, drops part of a value."""
+    known = command_line()
+    for entry in (known and known.config) or []:
+        name, _, value = entry.partition("=")
+        if re.match(r"[^{[]*\s#", value):
+            stop(
+                f"--config {entry}: Snakemake takes ' #' and what follows for a comment; set {name} "
+                "in a file and give that, --configfile mine.yaml"
+            )
+
+
+check_comments()
 try:
     if workflow.is_main_process:
         for path in workflow.configfiles:

@@ -62,15 +62,10 @@ def report_confusions(report):
     ]
 
 
-@cache
 def all_targets():
-    """What the command line asks for, files included; nothing in a job that Snakemake started."""
-    # Snakemake reads the targets after the Snakefile. Its own parser knows which words they are.
-    called = Path(sys.argv[0]).name
-    if not workflow.is_main_process or called not in ("snakemake", "__main__.py"):
-        return []
-    known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
-    return list(known.targets)
+    """What the command line asks for, files included: Snakemake reads it after the Snakefile."""
+    known = command_line()
+    return [] if known is None else list(known.targets)
 
 
 def requested_targets():
@@ -152,8 +147,7 @@ def check_lock():
     locks = Path(".snakemake", "locks")
     if not partial or workflow.dryrun or not (locks.is_dir() and any(locks.iterdir())):
         return
-    known, _ = snakemake.cli.get_argument_parser().parse_known_args(sys.argv[1:])
-    if not known.nolock:
+    if not command_line().nolock:
         stop(
             "another Snakemake works in this folder (or was killed); to look at what it has made "
             f"so far: snakemake --nolock {' '.join(partial)}"

