@@ -2,17 +2,22 @@
 
     python benchmarks/losses.py
     python benchmarks/losses.py --device cuda --batch 24
+    python benchmarks/losses.py --traffic
 
 Both ways get the same small logits and labels, and must give the same loss and the same gradient.
 They take turns; times are medians of CPU time (on a GPU, of time until it is done), memory is what
 one forward and backward pass needs beyond its inputs. ``make bench`` shows MiB with the most
 classes, the heaviest.
+
+Traffic is counted, not measured: the bytes of all tensors that PyTorch's functions read and write.
+On a GPU, where a block of logits does not fit the cache, the time is about proportional to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +29,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -178,6 +185,50 @@ def measure(name: str, sizes: Sizes, rounds: int, *, with_memory: bool = True) -
         yield memory_row(name, sizes, note)
 
 
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that functions of PyTorch read and write within the block."""
+
+    #: functions that look at nothing but the shape of what they are given, or nearly so
+    UNREAD = ("new_zeros", "zeros_like", "ones_like", "zero_", "fill_", "nll_loss2d_forward",
+              "nll_loss2d_backward")  # fmt: skip
+    #: functions that touch no memory
+    FREE = ("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "detach")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if not is_view and name not in self.FREE:
+            read = () if name in self.UNREAD else (args, kwargs)
+            self.bytes += sum(map(_bytes, tree_leaves((read, found))))
+        return found
+
+
+def _bytes(value: Any) -> int:
+    """Size of a tensor's memory; what is repeated by a stride of 0 counts once."""
+    if not isinstance(value, Tensor):
+        return 0
+    sizes = [size for size, stride in zip(value.shape, value.stride(), strict=True) if stride]
+    return math.prod(sizes) * value.element_size()
+
+
+def traffic_row(name: str, classes: tuple[int, int], crop: int = 512) -> Row:
+    """Bytes for each upsampled logit of the student, forward and backward, on an image."""
+    inputs = Inputs(Sizes(classes, 1, crop))
+    found = {}
+    for way in WAYS:
+        with Traffic() as traffic:
+            step(way, name, inputs)
+        found[way] = traffic.bytes / (sum(classes) * crop**2)
+    old, new = classes
+    what = f"{name}, {old} + {new} classes: bytes read and written for each logit"
+    return compared(GROUP, what, "B", [found["published"]], [found["ciss"]])
+
+
 def memory_row(name: str, sizes: Sizes, note: str = "") -> Row:
     found = {way: max(memory_apart(way, name, sizes), 1.0) for way in WAYS}
     what = f"{name}, {sizes}: memory"
@@ -220,6 +271,7 @@ def rows(what: Given) -> Iterator[Row]:
     torch.set_num_threads(1)
     sizes = Sizes(CLASSES["ade"], 1 if what.tiny else 2, 64 if what.tiny else 512)
     yield from measure("mib", sizes, min(what.rounds, 3), with_memory=not what.tiny)
+    yield traffic_row("mib", sizes.classes, 64 if what.tiny else 512)
 
 
 def main() -> None:
@@ -238,6 +290,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="0: memory alone")
+    parser.add_argument("--traffic", action="store_true", help="count bytes; no time, no memory")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--memory-of", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -253,11 +306,13 @@ def main() -> None:
     found: list[Row] = []
     for each in sizes:
         for name in arguments.methods:
-            if arguments.rounds == 0:
+            if arguments.traffic:
+                found.append(traffic_row(name, each.classes))
+            elif arguments.rounds == 0:
                 found.append(memory_row(name, each))
             else:
                 found += measure(name, each, arguments.rounds)
-    if "plop" in arguments.methods and arguments.rounds:
+    if "plop" in arguments.methods and arguments.rounds and not arguments.traffic:
         found.append(measure_pod(sizes[0], arguments.rounds))
     print(plain(found))
     if arguments.json:

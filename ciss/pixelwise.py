@@ -2,20 +2,20 @@
 
 A network's logits are upsampled to the images' size before a loss looks at them: with 151 classes,
 512 × 512 pixels and a batch of 24 they take 3.8 GB, and almost every step of a loss as much again.
-Here they are made block by block, some rows of an image at a time, used while they are in the
-processor's cache, and made again in the backward pass.
+Here they are made block by block, some rows of an image at a time, and used while they are in the
+processor's cache: for the losses, and at once for their gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 #: values in a block of upsampled logits: 8 MB in float32 fit the cache of a CPU; a GPU wants each
 #: of its kernels to have something to do
@@ -38,14 +38,28 @@ class Upsampled(NamedTuple):
         maps = full_precision(self.maps[images])
         if maps.shape[2:] == self.size:
             return maps[:, :, rows]
-        (height, width), (tall, wide) = maps.shape[2:], self.size
-        vertical = interpolation(height, tall, maps.dtype, maps.device)
-        horizontal = interpolation(width, wide, maps.dtype, maps.device)
-        # Few of the small rows lie under a block: widened first, they are a fraction of the work.
-        below = _rows_below(rows, height, tall)
+        vertical, horizontal, below = self._interpolation(rows)
         # Autocast would round a matrix product to half precision.
         with torch.autocast(maps.device.type, enabled=False):
-            return vertical[rows, below] @ (maps[:, :, below] @ horizontal.T)
+            # Few of the small rows lie under a block: widened first, they are a little work.
+            return vertical @ (maps[:, :, below] @ horizontal.T)
+
+    def add_adjoint(self, gradient: Tensor, slope: Tensor, images: slice, rows: slice) -> None:
+        """Add to ``gradient`` [B, N, h, w] that of the maps, ``slope`` being that of a block."""
+        if self.maps.shape[2:] == self.size:
+            gradient[images, :, rows] += slope
+            return
+        vertical, horizontal, below = self._interpolation(rows)
+        with torch.autocast(slope.device.type, enabled=False):
+            gradient[images, :, below] += (vertical.T @ slope) @ horizontal
+
+    def _interpolation(self, rows: slice) -> tuple[Tensor, Tensor, slice]:
+        """Matrices [r, s] and [W, w] that make ``rows`` of some of the small ones, and which."""
+        (height, width), (tall, wide) = self.maps.shape[2:], self.size
+        dtype, device = full_precision(self.maps[:0]).dtype, self.maps.device
+        below = _rows_below(rows, height, tall)
+        vertical = interpolation(height, tall, dtype, device)[rows, below]
+        return vertical, interpolation(width, wide, dtype, device), below
 
 
 #: (labels [b, r, W], student's logits [b, N, r, W], the teacher's or None, …) -> maps [b, r, W]
@@ -62,36 +76,105 @@ def pixel_means(
     """Average each map that ``per_pixel`` returns over all pixels, void ones included.
 
     ``labels``: [B, H, W] int64; ``others``: [B, H, …], given to ``per_pixel`` after the logits.
-    The means are differentiable with respect to the student's maps. Nothing of full resolution is
-    kept: the backward pass computes each block again.
+    The means are differentiable with respect to the student's maps, and to nothing else: a
+    ``RuntimeError`` says so where ``per_pixel`` uses another tensor that wants a gradient.
+    """
+    work = _Work(per_pixel, labels, student, teacher, others)
+    if not (torch.is_grad_enabled() and student.maps.requires_grad):
+        return work.means()
+    names: list[str] = []
+    means: tuple[Tensor, ...] = _Means.apply(student.maps, work, names)
+    return dict(zip(names, means, strict=True))
+
+
+class _Work(NamedTuple):
+    """The arguments of ``pixel_means``."""
+
+    per_pixel: PerPixel
+    labels: Tensor
+    student: Upsampled
+    teacher: Upsampled | None
+    others: tuple[Tensor, ...]
+
+    def means(
+        self, gradient: Tensor | None = None, weights: Tensor | float = 1.0
+    ) -> dict[str, Tensor]:
+        """Compute the means; write into ``gradient`` [B, N, h, w] that of their weighted sum."""
+        names: Iterable[str] = ()
+        sums = torch.zeros((), device=self.labels.device)
+        for number, (images, rows) in enumerate(_blocks(self.student)):
+            with torch.no_grad():
+                ours = self.student.block(images, rows)
+                its = None if self.teacher is None else self.teacher.block(images, rows)
+            more = [other[images, rows] for other in self.others]
+            with torch.set_grad_enabled(gradient is not None):
+                ours.requires_grad_(gradient is not None)
+                maps = self.per_pixel(self.labels[images, rows], ours, its, *more)
+                names, values = maps, torch.stack([each.sum() for each in maps.values()])
+                if gradient is not None:
+                    if number == 0:
+                        _check_ends(values, ours)
+                    (slope,) = torch.autograd.grad((values * weights).sum(), ours)
+                    self.student.add_adjoint(gradient, slope, images, rows)
+            sums = sums + values.detach()
+        if gradient is not None:
+            gradient /= self.labels.numel()
+        return dict(zip(names, (sums / self.labels.numel()).unbind(), strict=True))
+
+
+class _Means(torch.autograd.Function):
+    """``pixel_means``, which takes the gradient of a block's terms while the block is there.
+
+    A training asks for that of the terms' sum, or a multiple of it. Only for another combination
+    are the blocks made again.
     """
 
-    def sums(maps: Tensor, images: slice, rows: slice) -> dict[str, Tensor]:
-        ours = Upsampled(maps, student.size).block(slice(None), rows)
-        its = None if teacher is None else teacher.block(images, rows)
-        more = [other[images, rows] for other in others]
-        found = per_pixel(labels[images, rows], ours, its, *more)
-        return {name: values.sum() for name, values in found.items()}
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, work: _Work, names: list[str]) -> tuple[Tensor, ...]:
+        gradient = torch.zeros_like(maps, dtype=full_precision(maps[:0]).dtype)
+        means = work.means(gradient)
+        names.extend(means)
+        ctx.work = work
+        ctx.save_for_backward(gradient)
+        return tuple(means.values())
 
-    places = list(_blocks(student))
-    # Cut once: each block's gradient is then of its images alone, not of a whole batch of zeros.
-    together = places[0][0].stop
-    pieces = student.maps.split(together)
-    parts = [
-        checkpoint(
-            sums,
-            pieces[images.start // together],
-            images,
-            rows,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for images, rows in places
-    ]
-    return {
-        name: torch.stack([part[name] for part in parts]).sum() / labels.numel()
-        for name in parts[0]
-    }
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        work: _Work = ctx.work
+        if _all_equal(outer):
+            gradient = gradient * outer[0]
+        else:
+            gradient = torch.zeros_like(gradient)
+            work.means(gradient, torch.stack(outer))
+        return gradient.to(work.student.maps.dtype), None, None
+
+
+def _all_equal(values: Sequence[Tensor]) -> bool:
+    """Tell whether all of some scalars are equal, the GPU unasked where they are one in memory.
+
+    They are where a sum is differentiated.
+    """
+    first, *rest = values
+    return all(each.data_ptr() == first.data_ptr() or torch.equal(each, first) for each in rest)
+
+
+def _check_ends(values: Tensor, logits: Tensor) -> None:
+    """Raise ``RuntimeError`` where ``values`` are differentiable by more than ``logits``."""
+    ahead, seen = [values.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", logits) is not logits:
+            raise RuntimeError(
+                "a function of pixels uses a tensor beside the student's logits that wants a "
+                "gradient, which it would not get; compute that term elsewhere, or detach the "
+                "tensor"
+            )
+        ahead += [following for following, _ in node.next_functions]
 
 
 def pixel_maps(
@@ -111,9 +194,21 @@ def pixel_maps(
 
 def predict(logits: Upsampled) -> Tensor:
     """Return the class of the largest logit of each pixel, int64 [B, H, W]."""
-    # On a CPU `argmax` takes four times as long.
-    (classes,) = pixel_maps(lambda block: (block.max(dim=1).indices,), logits)
+    (classes,) = pixel_maps(lambda block: (largest_channel(block),), logits)
     return classes
+
+
+def largest_channel(values: Tensor) -> Tensor:
+    """Return the channel of the largest value, the first of equal ones: [B, N, …] to [B, …]."""
+    if values.device.type != "cpu":
+        return values.max(dim=1).indices
+    # On a CPU `max` is not vectorised where it finds indices, and takes four times as long.
+    channels = values.shape[1]
+    from_behind = torch.arange(channels, 0, -1, dtype=values.dtype)
+    is_largest = torch.eq(values, values.amax(dim=1, keepdim=True), out=torch.empty_like(values))
+    found = is_largest.mul_(from_behind.view(-1, *[1] * (values.dim() - 2))).amax(dim=1)
+    # Of values that are no numbers none is the largest.
+    return channels - found.clamp(min=1).long()
 
 
 def full_precision(values: Tensor) -> Tensor:

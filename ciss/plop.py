@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ciss.datasets.base import VOID
-from ciss.pixelwise import Upsampled, full_precision, pixel_maps
+from ciss.pixelwise import Upsampled, full_precision, largest_channel, pixel_maps
 
 #: a map is pooled whole, in 2×2 and in 4×4 cells (the paper's Local POD)
 SCALES = (1, 2, 4)
@@ -63,8 +63,8 @@ def old_predictions(teacher_logits: Upsampled, n_outputs: int) -> tuple[Tensor, 
 
     def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
         probabilities = logits.softmax(dim=1)
-        mean = -(probabilities * (probabilities + 1e-8).log()).mean(dim=1)
-        return mean / math.log(n_old) / math.log(n_outputs), probabilities.max(dim=1).indices
+        mean = -(probabilities + 1e-8).log_().mul_(probabilities).mean(dim=1)
+        return mean / math.log(n_old) / math.log(n_outputs), largest_channel(probabilities)
 
     uncertainty, predicted = pixel_maps(predict, teacher_logits)
     return uncertainty, predicted

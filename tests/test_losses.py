@@ -150,13 +150,51 @@ def test_unbiased_equals_plain_without_old_classes() -> None:
     torch.testing.assert_close(losses.unbiased_cross_entropy(logits, labels, 1), plain)
 
 
-def test_given_log_sums_change_nothing() -> None:
+def test_shared_sums_change_nothing() -> None:
     logits, teacher, labels = random_batch(6, 2)
-    sums = losses.log_sums(logits, 6)
-    given = losses.unbiased_cross_entropy(logits, labels, 6, sums)
-    assert torch.equal(given, losses.unbiased_cross_entropy(logits, labels, 6))
-    given = losses.unbiased_distillation(logits, teacher, sums)
-    assert torch.equal(given, losses.unbiased_distillation(logits, teacher))
+    logits.requires_grad_()
+
+    def with_gradient(per_pixel: Tensor) -> tuple[Tensor, Tensor]:
+        return per_pixel, torch.autograd.grad(per_pixel.sum(), logits, retain_graph=True)[0]
+
+    softmax = losses.softmax_sums(logits, labels, teacher)
+    sigmoid = losses.sigmoid_sums(logits, labels, teacher)
+    shared = {
+        "ce": losses.cross_entropy(logits, labels, softmax),
+        "bce": losses.binary_cross_entropy(logits, labels, sigmoid),
+        "unce": losses.unbiased_cross_entropy(logits, labels, 6, softmax),
+        "kd": losses.distillation(logits, teacher, softmax),
+        "bkd": losses.binary_distillation(logits, teacher, sigmoid),
+        "unkd": losses.unbiased_distillation(logits, teacher, softmax),
+    }
+    for name, alone in every_loss(logits, teacher, labels).items():
+        torch.testing.assert_close(with_gradient(shared[name]), with_gradient(alone), msg=name)
+
+
+def test_sums_are_those_of_plain_functions() -> None:
+    logits, teacher, labels = random_batch(6, 2, torch.float64)
+    logits, teacher = logits.requires_grad_(), teacher.softmax(dim=1)
+    classes = (teacher[:, 1:] * logits[:, 1:6]).sum(dim=1)
+    kept = labels.masked_fill(labels == VOID, 0)
+    label = logits.gather(1, kept[:, None])[:, 0].masked_fill(labels == VOID, 0)
+    expected = losses.Sums(
+        logits.logsumexp(dim=1),
+        logits[:, :6].logsumexp(dim=1),
+        logits[:, 6:].logsumexp(dim=1),
+        label,
+        logits[:, 0],
+        teacher[:, 0],
+        classes,
+    )
+    ours = losses.softmax_sums(logits, labels, teacher.log())
+    # Each is weighted by other random numbers, so that none stands for another.
+    weights = torch.randn(len(expected), *labels.shape, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((torch.stack(sums) * weights).sum(), logits)[0]
+        for sums in (tuple(expected), tuple(ours))
+    ]
+    torch.testing.assert_close(tuple(ours), tuple(expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_distillation_is_least_where_student_repeats_teacher() -> None:

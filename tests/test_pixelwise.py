@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -88,18 +89,93 @@ def test_means_and_gradients_are_those_of_the_whole(block: int) -> None:
     torch.testing.assert_close(weighted(ours), weighted(expected))
 
 
-def test_nothing_of_full_resolution_waits_for_the_backward_pass() -> None:
+def test_blocks_are_made_once_where_the_sum_is_differentiated(block: int) -> None:
+    maps, made = draw(3, 5, 6, 5).requires_grad_(), []
+
+    def per_pixel(rows: Tensor, ours: Tensor, its: None) -> dict[str, Tensor]:
+        made.append(ours.numel())
+        return {"a": losses.cross_entropy(ours, rows), "b": ours.square().mean(dim=1)}
+
+    def gradient(weight: float) -> tuple[Tensor, int]:
+        made.clear()
+        terms = pixel_means(per_pixel, labels(), Upsampled(maps, SIZE))
+        total = torch.stack(list(terms.values())) if weight == 1 else terms["a"] + 2 * terms["b"]
+        return torch.autograd.grad(3 * total.sum(), maps)[0], sum(made)
+
+    pixels = 3 * 5 * SIZE[0] * SIZE[1]
+    (once, values), (other, again) = gradient(1), gradient(2)
+    assert (values, again) == (pixels, 2 * pixels)
+    whole = upsample(maps, SIZE)
+    terms = [losses.cross_entropy(whole, labels()).mean(), whole.square().mean()]
+    torch.testing.assert_close(
+        once, torch.autograd.grad(3 * sum(terms), maps, retain_graph=True)[0]
+    )
+    torch.testing.assert_close(other, torch.autograd.grad(3 * (terms[0] + 2 * terms[1]), maps)[0])
+
+
+def test_nothing_of_full_resolution_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixelwise, "BLOCK", {"cpu": 100})
     maps = draw(3, 5, 6, 5).requires_grad_()
     saved: list[int] = []
+    alive: list[weakref.ref[Tensor]] = []
+
+    def per_pixel(rows: Tensor, ours: Tensor, its: None) -> dict[str, Tensor]:
+        alive.append(weakref.ref(ours))
+        return {"a": losses.cross_entropy(ours, rows)}
+
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
     ):
-        pixel_means(
+        loss = pixel_means(per_pixel, labels(), Upsampled(maps, SIZE))["a"]
+    assert loss.requires_grad
+    assert len(alive) == 3 * SIZE[0]
+    assert not any(block() is not None for block in alive)
+    assert max(saved) <= maps.numel()
+
+
+def test_without_a_gradient_only_means_are_computed() -> None:
+    maps = draw(3, 5, 6, 5).requires_grad_()
+    with torch.no_grad():
+        terms = pixel_means(
             lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows)},
             labels(),
             Upsampled(maps, SIZE),
         )
-    assert max(saved, default=0) < 3 * 5 * SIZE[0] * SIZE[1]
+    assert not terms["a"].requires_grad
+    expected = losses.cross_entropy(upsample(maps, SIZE), labels()).mean()
+    torch.testing.assert_close(terms["a"], expected.detach())
+
+
+def test_a_gradient_that_would_be_lost_is_refused() -> None:
+    factor = draw(1).requires_grad_()
+    with pytest.raises(RuntimeError, match="beside the student's logits"):
+        pixel_means(
+            lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows) * factor.exp()},
+            labels(),
+            Upsampled(draw(3, 5, 6, 5).requires_grad_(), SIZE),
+        )
+
+
+def test_half_precision_adds_its_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded once, and not for each block of rows."""
+    monkeypatch.setattr(pixelwise, "BLOCK", {"cpu": 100})
+    half = draw(3, 5, 6, 5).bfloat16()
+    gradients = []
+    for maps in (half.requires_grad_(), half.detach().float().requires_grad_()):
+        terms = pixel_means(
+            lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows)},
+            labels(),
+            Upsampled(maps, SIZE),
+        )
+        gradients.append(torch.autograd.grad(1e4 * terms["a"], maps)[0])
+    assert gradients[0].dtype == torch.bfloat16
+    assert torch.equal(gradients[0], gradients[1].bfloat16())
+
+
+def test_largest_channel_is_the_first_of_equal_ones() -> None:
+    values = torch.randint(0, 4, (2, 9, 5, 6), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(pixelwise.largest_channel(values), values.argmax(dim=1))
+    assert pixelwise.largest_channel(torch.full((1, 3, 1), float("nan"))).item() in range(3)
 
 
 def test_maps_and_predictions_are_those_of_the_whole(block: int) -> None:

@@ -105,7 +105,7 @@ class Method:
 
         ``labels`` [b, r, W], ``logits`` [b, N, r, W] and ``teacher_logits`` (``None`` without a
         teacher) are a block of rows at full resolution; each term is a map [b, r, W], its weight
-        included, zero at void where it looks at labels.
+        included, zero at void where it looks at labels. Gradients reach the logits alone.
         """
         raise NotImplementedError
 

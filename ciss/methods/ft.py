@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ciss.losses import cross_entropy, distillation
+from ciss.losses import cross_entropy, distillation, softmax_sums
 from ciss.methods.base import Method
 
 
@@ -30,8 +30,11 @@ class FineTuning(Method):
         self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
     ) -> dict[str, Tensor]:
         """Cross-entropy and, where it has a weight, distillation."""
-        terms = {"classification": cross_entropy(logits, labels)}
         weight = self.options["distillation"]
-        if teacher_logits is not None and weight:
-            terms["distillation"] = weight * distillation(logits, teacher_logits)
-        return terms
+        if teacher_logits is None or not weight:
+            return {"classification": cross_entropy(logits, labels)}
+        sums = softmax_sums(logits, labels, teacher_logits)
+        return {
+            "classification": cross_entropy(logits, labels, sums),
+            "distillation": weight * distillation(logits, teacher_logits, sums),
+        }

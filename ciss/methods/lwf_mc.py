@@ -6,7 +6,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ciss.losses import binary_cross_entropy, binary_distillation, distillation
+from ciss.losses import (
+    binary_cross_entropy,
+    binary_distillation,
+    distillation,
+    sigmoid_sums,
+)
 from ciss.methods.base import Method
 
 
@@ -31,10 +36,11 @@ class MultiClassLearningWithoutForgetting(Method):
         self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None
     ) -> dict[str, Tensor]:
         """Binary cross-entropy and, with a teacher, the distillations."""
-        terms = {"classification": binary_cross_entropy(logits, labels)}
+        sums = sigmoid_sums(logits, labels, teacher_logits)
+        terms = {"classification": binary_cross_entropy(logits, labels, sums)}
         if teacher_logits is not None:
             binary, softmax = self.options["distillation"], self.options["softmax_distillation"]
-            terms["distillation"] = binary * binary_distillation(logits, teacher_logits)
+            terms["distillation"] = binary * binary_distillation(logits, teacher_logits, sums)
             if softmax:
                 terms["softmax_distillation"] = softmax * distillation(logits, teacher_logits)
         return terms

@@ -27,7 +27,7 @@ class ModelingTheBackground(Method):
         """Unbiased cross-entropy and distillation; plain cross-entropy at step 0."""
         if teacher_logits is None:
             return {"classification": losses.cross_entropy(logits, labels)}
-        sums = losses.log_sums(logits, self.n_old)
+        sums = losses.softmax_sums(logits, labels, teacher_logits)
         distillation = losses.unbiased_distillation(logits, teacher_logits, sums)
         return {
             "classification": losses.unbiased_cross_entropy(

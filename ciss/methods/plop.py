@@ -71,11 +71,12 @@ class PseudoLabelsLocalPod(FineTuning):
             batch.labels, teacher, self.thresholds, self.n_old + self.n_new
         )
         scale = share[:, None, None].expand(-1, labels.shape[1], 1)
-        terms = pixel_means(self._scaled, labels, student, teacher, scale)
+        distilled = teacher if self.options["distillation"] else None
+        terms = pixel_means(self._scaled, labels, student, distilled, scale)
         return {**terms, "pod": self._pod(batch)}
 
     def _scaled(
-        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor, scale: Tensor
+        self, labels: Tensor, logits: Tensor, teacher_logits: Tensor | None, scale: Tensor
     ) -> dict[str, Tensor]:
         """Fine-tuning's terms, the cross-entropy × ``scale`` [b, r, 1]."""
         terms = self.per_pixel(labels, logits, teacher_logits)

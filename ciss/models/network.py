@@ -24,7 +24,7 @@ from ciss.models.normalisation import (
     signed_scale,
 )
 from ciss.models.resnet import DEPTHS, ResNet
-from ciss.pixelwise import Upsampled, full_precision, pixel_maps, predict
+from ciss.pixelwise import Upsampled, full_precision, largest_channel, pixel_maps, predict
 
 #: random features of a batch that are in memory at once
 _FEATURES = 512
@@ -143,7 +143,7 @@ class NetworkOutput(NamedTuple):
         if self.unknown is None:
             return predict(self.upsampled)
         (classes,) = pixel_maps(
-            lambda block: (merge_unknown(block).argmax(dim=1),), self.upsampled_with_unknown
+            lambda block: (largest_channel(merge_unknown(block)),), self.upsampled_with_unknown
         )
         return classes
 
