@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ciss.datasets.base import BACKGROUND, UNKNOWN
-from ciss.pixelwise import Upsampled, pixel_maps
+from ciss.pixelwise import Upsampled, largest_channel, pixel_maps
 
 
 def completed(
@@ -28,7 +28,7 @@ def completed(
 
     def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
         # Of logits, not of sigmoids: those of large logits are all 1 in float32.
-        largest, predicted = logits.max(dim=1)
+        largest, predicted = logits.amax(dim=1), largest_channel(logits)
         score = largest.sigmoid() if sigmoid else (largest - logits.logsumexp(dim=1)).exp()
         return score, predicted
 
