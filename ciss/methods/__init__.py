@@ -70,10 +70,14 @@ class Description:
     has_unknown: bool
 
 
-@cache
 def names() -> tuple[str, ...]:
     """Names of all methods, sorted."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return _names_in(tuple(__path__))
+
+
+@cache
+def _names_in(folders: tuple[str, ...]) -> tuple[str, ...]:
+    modules = (module.name for module in pkgutil.iter_modules(folders))
     return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
 
 
