@@ -18,9 +18,9 @@ import pandas as pd
 
 from ciss.datasets import Dataset
 from ciss.errors import CissError
-from ciss.files import write_text
 from ciss.labels import training_lookup
 from ciss.loading import Lookup
+from ciss.row_files import as_csv, read_rows, write_rows
 from ciss.scenarios import Scenario
 from ciss.splits import presence
 
@@ -128,27 +128,14 @@ def select(table: pd.DataFrame, step: int) -> pd.DataFrame:
 
 def exemplars_hash(table: pd.DataFrame) -> str:
     """Return the SHA-256 of exemplars in their order: equal ones, equal hash."""
-    return hashlib.sha256(_as_csv(table).encode()).hexdigest()
+    return hashlib.sha256(as_csv(table, COLUMNS).encode()).hexdigest()
 
 
 def write_exemplars(path: Path, table: pd.DataFrame) -> None:
     """Write exemplars as CSV, whole or not at all."""
-    write_text(path, _as_csv(table))
+    write_rows(path, table, COLUMNS)
 
 
 def read_exemplars(path: Path) -> pd.DataFrame:
-    """Read what ``write_exemplars`` wrote; ``CissError`` where the file is something else."""
-    try:
-        table = pd.read_csv(path, dtype={"known": str}, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise CissError(f"cannot read the exemplars {path}: {error}") from error
-    if tuple(table.columns) != COLUMNS:
-        raise CissError(
-            f"{path} does not list exemplars: its columns are {', '.join(map(str, table.columns))} "
-            f"instead of {', '.join(COLUMNS)}; delete it to have it made again"
-        )
-    return table
-
-
-def _as_csv(table: pd.DataFrame) -> str:
-    return table.to_csv(columns=list(COLUMNS), index=False, lineterminator="\n")
+    """Read what ``write_exemplars`` wrote; ``CissError`` where the file is not a whole list."""
+    return read_rows(path, "list of exemplars", COLUMNS, numbers=("step", "chosen_for"))

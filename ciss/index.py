@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +28,7 @@ from ciss.errors import CissError
 from ciss.files import write_text
 from ciss.masks import MaskRules, read_mask
 from ciss.processes import in_processes
+from ciss.row_files import read_rows, write_rows
 
 COLUMNS = ("subset", "image", "mask", "width", "height", "labels")
 #: lines of a report under each heading
@@ -38,13 +40,19 @@ UNREADABLE = "files that are not images or cannot be read"
 TRUNCATED = "truncated or damaged files"
 SIZE = "masks of another size than their image"
 NOT_8_BIT = "images of more than 8 bits"
+TOO_LARGE = (
+    "files of so many pixels that they are not read; cut them into tiles, or make them smaller"
+)
 EMPTY_LIST = "empty lists"
 RELEASE = "lists that are not those of the published release"
 REPEATED = "images that a list has more than once"
 SHARED = "images in more than one list"
+NO_IMAGE = "masks without an image (or, where both lie in one folder, images without a mask)"
 
 #: pairs that a worker process takes at a time, and that an interruption may lose
 _CHUNK = 16
+_VALUE = "(?:1?[0-9]?[0-9]|2[0-4][0-9]|25[0-5]):[0-9]{1,12}"
+_LABELS = f"{_VALUE}(?: {_VALUE})*"
 _JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
 _PNG_END = b"IEND\xae\x42\x60\x82"
 _EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
@@ -96,6 +104,7 @@ def build_index(
     entries = _look_at_all(dataset, [row[1:] for row in rows], workers, progress, stop)
     problems = [*_list_problems(dataset, listing, is_subset)]
     problems += chain.from_iterable(entries[row[1:]].problems for row in rows)
+    problems = _with_nearest(dataset.root, problems)
     if problems:
         # An image in two lists is looked at once, and reported once.
         raise CissError(_report(dataset, list(dict.fromkeys(problems)), full_report))
@@ -107,19 +116,22 @@ def build_index(
 
 def write_index(path: Path, index: pd.DataFrame) -> None:
     """Write an index as CSV, whole or not at all."""
-    write_text(path, index.to_csv(index=False, lineterminator="\n"))
+    write_rows(path, index, COLUMNS)
 
 
 def read_index(path: Path) -> pd.DataFrame:
-    """Read what ``write_index`` wrote; ``CissError`` where the file is not an index."""
-    try:
-        index = pd.read_csv(path, dtype={"labels": str}, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise CissError(f"cannot read the index {path}: {error}") from error
-    if tuple(index.columns) != COLUMNS:
+    """Read what ``write_index`` wrote; ``CissError`` where the file is not a whole index."""
+    index = read_rows(path, "index", COLUMNS, numbers=("width", "height"))
+    wrong = index[~index["labels"].str.fullmatch(_LABELS)]
+    if wrong.empty:
+        rows, _, pixels = parse_labels(index["labels"])
+        counted = np.bincount(rows, pixels, len(index))
+        wrong = index[counted != index["width"] * index["height"]]
+    if len(wrong):
         raise CissError(
-            f"{path} is not an index: its columns are {', '.join(map(str, index.columns))} "
-            f"instead of {', '.join(COLUMNS)}; delete it to have it built again"
+            f"the index {path} is damaged: the labels of {wrong['image'].iloc[0]} are "
+            f"'{wrong['labels'].iloc[0]}', which are not its mask's values and their pixels; copy "
+            "it again, or delete it to have it built again"
         )
     return index
 
@@ -139,6 +151,9 @@ def parse_labels(labels: pd.Series) -> tuple[npt.NDArray[np.int64], ...]:
 def _list_problems(dataset: Dataset, listing: Listing, is_subset: bool) -> Iterator[Problem]:
     described = get_kind(dataset.kind)
     hint = f"; if a subset is meant, set datasets.{dataset.name}.subset: true"
+    if not is_subset:
+        for mask in described.masks_without_image(dataset.root, **dataset.files):
+            yield Problem(NO_IMAGE + hint, mask)
     for subset, pairs in listing.items():
         published = described.IMAGES.get(subset)
         if not pairs:
@@ -303,6 +318,8 @@ def _inspect(root: Path, rules: MaskRules, pair: tuple[str, str]) -> tuple[list[
 def _unreadable(root: Path, path: str, error: Exception) -> Problem:
     if isinstance(error, FileNotFoundError):
         return Problem(MISSING, path)
+    if isinstance(error, Image.DecompressionBombError):
+        return Problem(TOO_LARGE, path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels")
     with suppress(OSError):
         if (root / path).stat().st_size == 0:
             return Problem(EMPTY_FILE, path)
@@ -312,6 +329,33 @@ def _unreadable(root: Path, path: str, error: Exception) -> Problem:
     if isinstance(error, OSError) and error.errno is not None:
         return Problem(UNREADABLE, path, reason)
     return Problem(TRUNCATED, path, reason)
+
+
+def _with_nearest(root: Path, problems: list[Problem]) -> list[Problem]:
+    """Name the files that look like missing ones: other systems take the two for one."""
+    folders: dict[str, dict[str, str]] = {}
+    told = []
+    for problem in problems:
+        folder, _, name = problem.where.rpartition("/")
+        if problem.heading == MISSING:
+            if folder not in folders:
+                folders[folder] = _names(root / folder)
+            if other := folders[folder].get(_folded(name)):
+                detail = f"there is {other}, of other upper and lower case or encoding of accents"
+                problem = problem._replace(detail=detail)
+        told.append(problem)
+    return told
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return the files in a folder by what is the same in all spellings of their names."""
+    with suppress(OSError):
+        return {_folded(path.name): path.name for path in folder.iterdir()}
+    return {}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _image_header(path: Path) -> tuple[tuple[int, int], str, bool]:

@@ -12,8 +12,8 @@ import pandas as pd
 
 from ciss.datasets import INVALID, VOID, Dataset
 from ciss.errors import CissError
-from ciss.files import write_text
 from ciss.index import parse_labels
+from ciss.row_files import as_csv, read_rows, write_rows
 from ciss.scenarios import Scenario
 
 COLUMNS = ("step", "subset", "image", "mask")
@@ -115,28 +115,19 @@ def select(rows: pd.DataFrame, step: int, subset: str) -> pd.DataFrame:
 def split_hash(rows: pd.DataFrame) -> str:
     """Return the SHA-256 of a split's rows in their order, hexadecimal: equal splits, equal hash.
 
-    It is that of the file that ``write_split`` writes.
+    It is that of a CSV file with the columns ``COLUMNS``.
     """
-    return hashlib.sha256(_as_csv(rows).encode()).hexdigest()
+    return hashlib.sha256(as_csv(rows, COLUMNS).encode()).hexdigest()
 
 
 def write_split(path: Path, rows: pd.DataFrame) -> None:
     """Write a split as CSV, whole or not at all."""
-    write_text(path, _as_csv(rows))
+    write_rows(path, rows, COLUMNS)
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """Read what ``write_split`` wrote; ``CissError`` where the file is not a split."""
-    try:
-        rows = pd.read_csv(path, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise CissError(f"cannot read the split {path}: {error}") from error
-    if tuple(rows.columns) != COLUMNS:
-        raise CissError(
-            f"{path} is not a split: its columns are {', '.join(map(str, rows.columns))} "
-            f"instead of {', '.join(COLUMNS)}; delete it to have it made again"
-        )
-    return rows
+    """Read what ``write_split`` wrote; ``CissError`` where the file is not a whole split."""
+    return read_rows(path, "split", COLUMNS, numbers=("step",))
 
 
 def _choose(
@@ -185,7 +176,3 @@ def _rows(
 ) -> pd.DataFrame:
     rows = index.loc[chosen, ["image", "mask"]]
     return rows.assign(step=step, subset=subset)[list(COLUMNS)]
-
-
-def _as_csv(rows: pd.DataFrame) -> str:
-    return rows.to_csv(columns=list(COLUMNS), index=False, lineterminator="\n")

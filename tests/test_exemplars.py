@@ -136,7 +136,7 @@ def test_the_choice_is_that_of_the_seed(data: Data, tmp_path: Path) -> None:
     exemplars.write_exemplars(tmp_path / "e.csv", table)
     pd.testing.assert_frame_equal(exemplars.read_exemplars(tmp_path / "e.csv"), table)
     splits.write_split(tmp_path / "s.csv", rows)
-    with pytest.raises(CissError, match="does not list exemplars: its columns are step, subset"):
+    with pytest.raises(CissError, match="is no list of exemplars: its columns are step, subset"):
         exemplars.read_exemplars(tmp_path / "s.csv")
     with pytest.raises(CissError, match="no exemplars for step 9"):
         exemplars.select(table, 9)

@@ -92,7 +92,7 @@ def test_reads_back_what_was_written(root: Path, tmp_path: Path) -> None:
 
 def test_reading_something_else(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(CissError, match="is not an index"):
+    with pytest.raises(CissError, match="is no index"):
         read_index(tmp_path / "index.csv")
     with pytest.raises(CissError, match="cannot read the index"):
         read_index(tmp_path / "absent.csv")

@@ -271,7 +271,7 @@ def test_hash_follows_the_rows_and_survives_the_file(tmp_path: Path) -> None:
 
 def test_reading_something_else(tmp_path: Path) -> None:
     (tmp_path / "split.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(CissError, match="is not a split"):
+    with pytest.raises(CissError, match="is no split"):
         read_split(tmp_path / "split.csv")
     with pytest.raises(CissError, match="cannot read the split"):
         read_split(tmp_path / "absent.csv")

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def list_images(dataset: Dataset) -> Listing:
     """Return the (image, mask) paths of the subsets "train" and "val", relative to the root.
 
     Some kinds have the subset "test" too. Raises ``CissError`` where the root or one of its lists
-    is missing, and where a kind lists other subsets than it declares.
+    is missing, where a name is not UTF-8, and where a kind lists other subsets than it declares.
     """
     if not dataset.root.is_dir():
         raise CissError(
@@ -135,6 +136,7 @@ def list_images(dataset: Dataset) -> Listing:
     if described.check_files is not None:
         declared = described.check_files(dataset.name, dataset.files)
     listing = described.list_images(dataset.root, **dataset.files)
+    _check_names(dataset, listing)
     if set(listing) != set(declared):
         # Which images are evaluated is decided by what is declared, before any file is read.
         found = ", ".join(listing)
@@ -143,6 +145,17 @@ def list_images(dataset: Dataset) -> Listing:
             f"set SUBSETS in ciss/datasets/{dataset.kind}.py to what list_images returns"
         )
     return listing
+
+
+def _check_names(dataset: Dataset, listing: Listing) -> None:
+    """Refuse names of files that tables, which are UTF-8, could not hold."""
+    for path in chain.from_iterable(chain.from_iterable(listing.values())):
+        # Python has no other letters that UTF-8 lacks than those it makes of bytes that are not.
+        if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise CissError(
+                f"{path!a} in {dataset.root} has a name that is not UTF-8; rename it (the "
+                "program convmv does it for many)"
+            )
 
 
 def _ordered_labels(name: str, kind: str, described: Kind, order: str) -> Sequence[int]:

@@ -56,6 +56,8 @@ class Kind:
     PALETTE: npt.NDArray[np.uint8] | None = None
     #: what the user may say of where files lie: raises ``CissError``, returns the subsets
     check_files: Callable[[str, Mapping[str, Any]], tuple[str, ...]] | None = None
+    #: masks that no image goes with, by the same arguments as ``list_images``
+    masks_without_image: Callable[..., list[str]] = lambda root, **files: []
     #: what may have happened to a mask, from its mode and raw values; empty for no idea
     explain: Callable[[str, npt.NDArray[np.int64]], str] = lambda mode, values: ""
 
@@ -97,15 +99,23 @@ def value_table(labels: dict[int, int], default: int = INVALID) -> npt.NDArray[n
 def read_list(path: Path) -> list[str]:
     """Read the lines of a list file, without blank ones; a missing final newline is no matter."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors begin a text file with a mark of its encoding.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CissError(
             f"cannot read the image list {path}: {error.strerror}; docs/data.md says what must be "
             "there"
         ) from error
     except UnicodeDecodeError as error:
-        raise CissError(f"the image list {path} is not a text file") from error
-    return [line.strip() for line in lines if line.strip()]
+        raise CissError(
+            f"the image list {path} is not a text file in UTF-8; save it as one"
+        ) from error
+    if "\0" in text:
+        raise CissError(
+            f"the image list {path} is damaged: it holds zero bytes, as a crash of the machine "
+            "leaves them; copy it again"
+        )
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def paired(root: Path, pattern: str, mask_of: Callable[[str], str]) -> list[tuple[str, str]]:

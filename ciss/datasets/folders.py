@@ -80,7 +80,7 @@ def list_images(
     ``IMAGES/NAME{image_suffix}.jpg`` goes with ``MASKS/NAME{mask_suffix}.png``, where NAME may have
     folders in it and the files any of ``IMAGE_SUFFIXES`` and ``MASK_SUFFIXES``. An image without a
     mask is listed, and so is a list's name without an image: they are the index's to report.
-    Raises ``CissError`` where a folder is missing or has no images.
+    Raises ``CissError`` where a folder is missing or has no images, or two images of one name.
     """
     if isinstance(images, Mapping):
         assert isinstance(masks, Mapping)
@@ -124,12 +124,18 @@ def _pairs(
             )
     mask_files = _files(root, masks, mask_suffix, MASK_SUFFIXES)
     # Both may lie in one folder.
-    taken = set(mask_files.values())
-    pairs = {
-        name: (image, mask_files.get(name, f"{masks}/{name}{mask_suffix}.png"))
-        for name, image in sorted(_files(root, images, image_suffix, IMAGE_SUFFIXES).items())
-        if image not in taken
-    }
+    taken = {paths[0] for paths in mask_files.values()}
+    pairs = {}
+    for name, paths in sorted(_files(root, images, image_suffix, IMAGE_SUFFIXES).items()):
+        found = [path for path in paths if path not in taken]
+        if len(found) > 1:
+            raise CissError(
+                f"{' and '.join(found)} in {root} are images of one name, which a mask could not "
+                "tell apart; rename or remove all but one"
+            )
+        if found:
+            mask = mask_files.get(name, [f"{masks}/{name}{mask_suffix}.png"])[0]
+            pairs[name] = (found[0], mask)
     if not pairs:
         endings = ", ".join(image_suffix + suffix for suffix in IMAGE_SUFFIXES)
         raise CissError(
@@ -139,15 +145,49 @@ def _pairs(
     return pairs
 
 
-def _files(root: Path, folder: str, ending: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """Find the files below ``folder``: name without folder, ``ending`` and suffix -> path."""
-    found: dict[str, str] = {}
+def masks_without_image(
+    root: Path,
+    images: str | Mapping[str, str],
+    masks: str | Mapping[str, str],
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    lists: Mapping[str, str] | None = None,
+    **_: object,
+) -> list[str]:
+    """Return the masks that go with no image, sorted; none where lists say which images are meant.
+
+    Where both lie in one folder, an image without a mask may be taken for one.
+    """
+    if lists is not None:
+        return []
+    if isinstance(images, Mapping):
+        assert isinstance(masks, Mapping)
+        folders = [(images[subset], masks[subset]) for subset in images]
+    else:
+        assert isinstance(masks, str)
+        folders = [(images, masks)]
+    there: set[str] = set()
+    used: set[str] = set()
+    for image_folder, mask_folder in folders:
+        files = _files(root, mask_folder, mask_suffix, MASK_SUFFIXES)
+        there |= {paths[0] for paths in files.values()}
+        pairs = _pairs(root, image_folder, mask_folder, image_suffix, mask_suffix)
+        used |= {mask for _, mask in pairs.values()}
+    return sorted(there - used)
+
+
+def _files(root: Path, folder: str, ending: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Find the files below ``folder``: name without folder, ``ending`` and suffix -> paths.
+
+    Of several files of one name those with the first of the suffixes come first.
+    """
+    found: dict[str, list[str]] = {}
     paths = [path for path in (root / folder).rglob("*") if path.suffix.lower() in suffixes]
-    # Of several files of one name the first of the suffixes wins, so it comes last.
-    for path in sorted(paths, key=lambda path: (-suffixes.index(path.suffix.lower()), path)):
+    for path in sorted(paths, key=lambda path: (suffixes.index(path.suffix.lower()), path)):
         if path.stem.endswith(ending) and not path.name.startswith("."):
             relative = path.relative_to(root).as_posix()
-            found[_bare(_inner(relative, folder), suffixes).removesuffix(ending)] = relative
+            name = _bare(_inner(relative, folder), suffixes).removesuffix(ending)
+            found.setdefault(name, []).append(relative)
     return found
 
 
