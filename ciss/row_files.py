@@ -35,7 +35,9 @@ def read_rows(
     again = "copy it again, or delete it to have it made again"
     try:
         text = path.read_text(encoding="utf-8")
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, index_col=False)
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("its rows have more fields than its header")
     except (OSError, ValueError) as error:
         # A decoder's or parser's reason may have several lines.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -207,7 +207,8 @@ def _divided(pairs: list[tuple[str, str]], fraction: float, seed: int) -> Listin
     """Choose validation images by a hash of seed and path: few move when images are added."""
 
     def rank(pair: tuple[str, str]) -> str:
-        return hashlib.sha256(f"{seed}:{pair[0]}".encode()).hexdigest()
+        # Of names that are not UTF-8 too, which are refused in one place for all kinds.
+        return hashlib.sha256(f"{seed}:{pair[0]}".encode(errors="surrogateescape")).hexdigest()
 
     n_val = min(max(round(fraction * len(pairs)), 1), len(pairs) - 1)
     chosen = set(sorted(pairs, key=rank)[:n_val])
