@@ -96,8 +96,10 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what ``save_tensors`` wrote, on the CPU: the tensors and the metadata.
 
-    Raises ``CissError`` when the file is absent, damaged, or of another kind or format version.
+    Raises ``CissError`` when the file is absent, damaged, a pickle, or of another kind or format
+    version.
     """
+    _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             entries = file.metadata() or {}
@@ -112,6 +114,22 @@ def load_tensors(
     if _checksum(tensors) != header["sha256"]:
         raise CissError(f"{path} is damaged: its checksum differs; {_again(path)}")
     return tensors, header["content"]
+
+
+def _refuse_pickle(path: Path | str) -> None:
+    """Say of a file as PyTorch writes it what it is: else it would be called damaged."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(4)
+    except OSError:  # told by who opens it next
+        return
+    # A pickle of any protocol in use, or the zip archive that torch.save packs it in.
+    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
+        raise CissError(
+            f"{path} is a file of PyTorch (a pickle), which can run code when it is read and is "
+            "not opened here; give a model.safetensors of this pipeline (for weights of others to "
+            "start from there is model.weights, docs/data.md)"
+        )
 
 
 def _again(path: Path | str) -> str:

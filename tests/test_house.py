@@ -22,7 +22,11 @@ from ciss.training import Recipe
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return imported_modules_of(path.read_text(encoding="utf-8"))
+
+
+def imported_modules_of(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -260,14 +264,21 @@ def test_the_pins_lie_in_the_project_s_ranges() -> None:
 #: Calls that run what they are given, or write where an archive says.
 UNSAFE = re.compile(
     r"(eval|exec|os\.system|os\.popen|pickle\.loads?|\w*\.?(Unpickler|unsafe_load)|yaml\.load"
-    r"|.*\.extractall|.*\.extract|shutil\.unpack_archive)"
+    r"|.*\.extractall|.*\.extract|shutil\.unpack_archive|.*\.read_pickle|torch\.jit\.load)"
 )
+#: Modules that do so in whatever they are asked for; pickle is imported for its exceptions.
+UNSAFE_MODULES = {"joblib", "dill", "cloudpickle", "marshal", "shelve"}
+#: Names that would hide one of these calls.
+UNSAFE_SOURCES = {"torch", "pickle", "yaml", "numpy", "os", "shutil", "pandas"}
+UNSAFE_NAMES = {"load", "loads", "Unpickler", "unpack_archive", "read_pickle", "system", "popen"}
 
 
 def unsafe_calls(source: str) -> list[str]:
     """Calls that could run or write what a file holds: none has a place in this project."""
-    found = []
+    found = [name for name in imported_modules_of(source) if name.split(".")[0] in UNSAFE_MODULES]
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in UNSAFE_SOURCES:
+            found += [name.name for name in node.names if name.name in UNSAFE_NAMES]
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -295,6 +306,10 @@ def test_no_file_is_read_in_a_way_that_runs_it() -> None:
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
         "pickle.load(file)",
+        "pd.read_pickle(path)",
+        "import joblib",
+        "from torch import load",
+        "from pickle import loads as read",
         "yaml.load(text, Loader)",
         "tarfile.open(path).extractall(folder)",
         "subprocess.run(f'rm {path}', shell=True)",
@@ -303,7 +318,7 @@ def test_no_file_is_read_in_a_way_that_runs_it() -> None:
 )
 def test_what_runs_a_file_is_noticed(call: str) -> None:
     assert unsafe_calls(call)
-    safe = "torch.load(p, weights_only=True), np.load(p), network.eval(), run(['rm', p])"
+    safe = "import pickle; torch.load(p, weights_only=True), np.load(p), network.eval(), run([p])"
     assert not unsafe_calls(safe)
 
 

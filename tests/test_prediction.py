@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import pickle
 import re
 import runpy
 import sys
@@ -55,9 +58,13 @@ def picture(path: Path, height: int, width: int, **how: Any) -> np.ndarray:
 
 
 def predict(monkeypatch: pytest.MonkeyPatch, *words: object) -> int | str | None:
-    path = REPOSITORY / "workflow_scripts" / "predict.py"
+    return script(monkeypatch, "predict", "--device", "cpu", *words)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> int | str | None:
+    path = REPOSITORY / "workflow_scripts" / f"{name}.py"
     monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
-    monkeypatch.setattr(sys, "argv", [str(path), "--device", "cpu", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as ended:
@@ -244,6 +251,48 @@ def test_values_are_those_of_the_data_set(
 def test_a_network_before_its_training_is_no_model() -> None:
     with pytest.raises(CissError, match=r"init.safetensors holds a network before its training"):
         prediction.legend_of(tiny(), {"initialisation": "awt"}, Path("init.safetensors"))
+
+
+class Evil:
+    """What runs a command when it is read by somebody who trusts it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "old torch"])
+def test_a_pickle_is_not_opened(
+    how: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxruntime")
+    file, marker = tmp_path / "model.safetensors", tmp_path / "it ran"
+    content = {"state_dict": Evil(marker)}
+    if how == "pickle":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=how == "torch")
+    picture(tmp_path / "a.png", 16, 16)
+    out = tmp_path / "out"
+    for name, words in {
+        "predict": ("--images", tmp_path / "a.png", "--output", out, "--device", "cpu"),
+        "export": ("--output", out / "m.onnx"),
+    }.items():
+        assert script(monkeypatch, name, "--checkpoint", file, *words) == 1
+        said = capsys.readouterr().err
+        assert f"{file} is a file of PyTorch (a pickle), which can run code" in said
+        assert "rm " not in said
+    assert not marker.exists()
+    assert not out.exists()
+    # The file is what it is taken for.
+    content = io.BytesIO(file.read_bytes())
+    pickle.load(content) if how == "pickle" else torch.load(content, weights_only=False)
+    assert marker.exists()
 
 
 def test_what_does_not_fit_the_memory_is_halved_and_then_named(
