@@ -298,7 +298,8 @@ def _sharing(jobs: list[Job], chosen: list[tuple[Experiment, int]]) -> str:
     to_train = sum(str(Path(model)) in pending for model in users)
     lines = [
         f"{_count(len(chosen), 'run')} of {_count(len({e.name for e, _ in chosen}), 'experiment')} "
-        f"need {_count(users.total(), 'training')}; {users.total() - len(users)} are shared, "
+        f"{'needs' if len(chosen) == 1 else 'need'} "
+        f"{_count(users.total(), 'training')}; {users.total() - len(users)} are shared, "
         f"{len(users) - to_train} are done, {to_train} to do."
     ]
     shared = [(model, count) for model, count in users.items() if count > 1]

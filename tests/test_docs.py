@@ -6,9 +6,13 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from helpers import REPOSITORY
 
 from ciss import initialisations, methods
+from ciss.config import checked
+from ciss.experiments import matrix_experiments, matrix_seeds
+from ciss.paths import trained_model
 
 METHODS_PAGE = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -58,3 +62,18 @@ def test_readme_lists_what_can_be_named(row: str, names: list[str]) -> None:
     line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
     listed = re.findall(r"`([^`]+)`", line)[0].split()
     assert sorted(listed) == sorted(names)
+
+
+def test_the_trainings_of_the_paper_are_as_many_as_documents_say() -> None:
+    config = checked(yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8")))
+    found = [
+        f"{experiment.dataset}/{trained_model(experiment, seed, step)}"
+        for name in config["paper"]
+        for experiment in matrix_experiments(config, name)
+        for seed in matrix_seeds(config, name)
+        for step in range(experiment.scenario.n_steps)
+    ]
+    numbers = re.findall(r"(\d+) trainings instead of (\d+)", README)
+    assert numbers == [(str(len(set(found))), str(len(found)))]
+    cluster = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert f"{len(set(found))} trainings, as many evaluations" in cluster
