@@ -40,9 +40,21 @@ from ciss.scenarios import parse_base_name
 gc.disable()
 
 
+def let_the_scheduler_rest():
+    """Take Snakemake's limit of 100 jobs a second away, unless another was asked for.
+
+    With a limit every job that ends leaves a timer behind, which makes the scheduler choose jobs
+    once a second from then on: hundreds of threads, and a CPU core in the end.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 onstart:
     gc.freeze()
     gc.enable()
+    let_the_scheduler_rest()
 
 
 def only_looks():

@@ -117,6 +117,31 @@ def files(folder: Path) -> list[str]:
     )
 
 
+#: Snakemake that says when it sets a timer for its scheduler
+TELLS_TIMERS = (
+    "import sys; from snakemake.scheduling.job_scheduler import JobScheduler; "
+    "JobScheduler._schedule_reevalutation = lambda *_: print('timer set'); "
+    "from snakemake.cli import main; sys.argv[0] = 'snakemake'; main(sys.argv[1:])"
+)
+
+
+def test_the_scheduler_looks_again_when_a_job_ends_and_not_by_timers(
+    clone: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(clone, tmp_path / "clone", symlinks=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "results": "results"}))
+    given = ["--cores", "1", "--configfile", "tiny.yaml", "--", "results/shapes/10/split.csv"]
+    run = run_python("-c", TELLS_TIMERS, *given, cwd=folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "3 of 3 steps (100%) done" in run.stdout + run.stderr
+    assert "timer set" not in run.stdout + run.stderr
+    run = run_python(
+        "-c", TELLS_TIMERS, "-R", "split", "--max-jobs-per-timespan", "7/1s", *given, cwd=folder
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "timer set" in run.stdout + run.stderr
+
+
 # --- The finished run ----------------------------------------------------------------------
 
 #: what the fixture has run; `tiny` has three steps
