@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --device cpu --tiny --output /tmp/gpu.json     whether it runs at all
     python benchmarks/gpu.py --docs                          figures into docs/benchmarks.md
 
-The file is written after every section. Run again, it goes on with the sections that it lacks; a
-section that failed says so in the file and is tried again. No section needs another.
+The file is written after every row. Run again, it goes on with the sections that it lacks; a
+section that failed, or in which the program was killed, says so in the file, with the rows that it
+made, and is tried again. No section needs another.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +42,7 @@ from benchmarks.on_gpu import (
     training,
     variants,
 )
-from benchmarks.table import NOT_MEASURED, REPOSITORY, Row, into_document, plain, tables
+from benchmarks.table import NOT_MEASURED, REPOSITORY, Row, into_document, plain, revision, tables
 from ciss.files import write_text
 
 #: in the order in which they are run: what others rest on first, what compiles last
@@ -64,6 +64,8 @@ SECTIONS: dict[str, Section] = {
 }
 #: what `make bench` shows of them beside its own rows
 SHOWN = ("training-", "losses", "attribution", "evaluation")
+#: why a section ended of which nothing more is known
+KILLED = "the program was ended in this section"
 OUTPUT = REPOSITORY / "benchmarks" / "gpu.json"
 BEGIN = "<!-- figures of benchmarks/gpu.py: begin -->"
 END = "<!-- figures of benchmarks/gpu.py: end -->"
@@ -71,9 +73,6 @@ END = "<!-- figures of benchmarks/gpu.py: end -->"
 
 def about(machine: Machine, command: str) -> dict[str, Any]:
     """Say where and when a section was measured, and of which source."""
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
     name = torch.cuda.get_device_name(machine.device) if machine.is_gpu else platform.processor()
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -84,7 +83,7 @@ def about(machine: Machine, command: str) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "revision": revision.stdout.strip() or "unknown",
+        "revision": revision(),
         "command": command,
     }
 
@@ -106,19 +105,26 @@ def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def run_section(name: str, machine: Machine) -> tuple[list[Row], str]:
-    """Measure one section; returns its rows, as far as it came, and why it ended before."""
+def run_section(name: str, machine: Machine, note: Callable[[list[Row], str], None]) -> str:
+    """Measure one section; returns why it ended before its end.
+
+    ``note`` is given its rows after each of them, and what to say of a section that ends there.
+    """
     rows: list[Row] = []
     try:
         for row in SECTIONS[name](machine):
             print(*plain([row]).splitlines()[3:], flush=True)
             rows.append(row)
+            note(rows, KILLED)
     except (Exception, SystemExit):
-        return rows, traceback.format_exc()
+        error = traceback.format_exc()
+        note(rows, error)
+        return error
     finally:
         if machine.is_gpu:
             torch.cuda.empty_cache()
-    return rows, ""
+    note(rows, "")
+    return ""
 
 
 def measure(arguments: argparse.Namespace, command: str) -> int:
@@ -144,13 +150,15 @@ def measure(arguments: argparse.Namespace, command: str) -> int:
                 arguments.workers,
                 arguments.cases,
             )
-            section_begun = time.monotonic()
-            rows, error = run_section(name, machine)
-            seconds = round(time.monotonic() - section_begun, 1)
-            where = about(machine, command)
-        found = [asdict(row) for row in rows]
-        sections[name] = {**where, "seconds": seconds, "error": error, "rows": found}
-        write(arguments.output, sections)
+            section_begun, where = time.monotonic(), about(machine, command)
+
+            def note(rows: list[Row], error: str) -> None:
+                seconds = round(time.monotonic() - section_begun, 1)  # noqa: B023
+                found = [asdict(row) for row in rows]
+                sections[name] = {**where, "seconds": seconds, "error": error, "rows": found}  # noqa: B023
+                write(arguments.output, sections)
+
+            error = run_section(name, machine, note)
         if error:
             failed.append(name)
             print(error, flush=True)

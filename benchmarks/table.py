@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ciss
 from ciss.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -145,9 +146,6 @@ def missing(group: str, whats: Iterable[str]) -> list[Row]:
 
 def about(command: str) -> dict[str, Any]:
     """Say where and when figures were made: machine, versions, revision and ``command``."""
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": command,
@@ -156,8 +154,18 @@ def about(command: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "snakemake")},
-        "revision": revision.stdout.strip(),
+        "revision": revision(),
     }
+
+
+def revision() -> str:
+    """What git calls the source; a copy without git's folder, or without git, has its version."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ciss.__version__
+    return done.stdout.strip()
 
 
 def cpu_name() -> str:

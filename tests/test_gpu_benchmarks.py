@@ -91,6 +91,31 @@ def test_a_later_run_measures_what_is_missing_or_failed(
     assert "failed, and tried again by the same command: a" in capsys.readouterr().out
 
 
+def test_rows_that_were_there_before_the_program_was_killed_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(machine: Machine) -> Iterator[Row]:
+        yield from one_row(machine)
+        raise Killed
+
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": killed})
+    # As where git is not installed.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Killed):
+        run(output)
+    found = sections(output)["a"]
+    assert [row["what"] for row in found["rows"]] == ["one"]
+    assert "was ended" in found["error"]
+    assert found["revision"]
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": one_row})
+    assert run(output) == 0
+    assert not sections(output)["a"]["error"]
+
+
 def test_when_time_is_up_the_rest_is_left_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
