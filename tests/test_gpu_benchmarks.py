@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.__main__ import gpu_rows
 from benchmarks.on_gpu import MISSED, Machine, correctness, judged, training
 from benchmarks.table import NOT_MEASURED, Row
 from ciss import methods
+from ciss.training import Recipe, Training
 
 #: in this process, and without a compiler
 SMALL = ["training-voc-24", "losses", "attribution", "evaluation", "variants"]
@@ -150,6 +152,27 @@ def test_methods_are_correct_on_the_device(
         "mib, bf16: gradients",
         "mib, losses alone, fp32: gradients",
     ]
+
+
+@pytest.mark.parametrize("name", methods.trained_names())
+def test_an_iteration_stays_on_its_device_and_asks_it_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's device without data stands for a GPU.
+
+    Its tensors mix with no others, and have no values that Python could wait for.
+    """
+    device = torch.device("meta")
+    step = correctness.step_of(name, networks.TINY, 2, 64)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("ciss.freezing.equal_modules", lambda *_: name == "dft")
+    method = correctness.method_of(name, step, device, torch.float32)
+    made = Training(
+        step.network.to(device), step.teacher.to(device), method, Recipe(1, 1e-3), 10, device
+    )
+    terms, scores = made.update(step.images.to(device), step.labels.to(device))
+    results = [*terms.values(), scores, made.network.eval()(step.images.to(device)).predicted]
+    assert {value.device for value in results} == {device}
 
 
 def test_an_aim_is_judged_before_it_is_scaled() -> None:
