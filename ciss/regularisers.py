@@ -60,6 +60,11 @@ def parts(parameters: Iterable[nn.Parameter]) -> list[tuple[slice, list[nn.Param
     return found
 
 
+def _gradient(members: Iterable[nn.Parameter]) -> Tensor:
+    """The gradients of some parameters as one vector, 0 where there is none; not to be written."""
+    return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in members)
+
+
 def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo ``flatten``: tensors shaped as ``like``'s, each with its own memory."""
     parts = vector.split([tensor.numel() for tensor in like.values()])
@@ -271,14 +276,17 @@ class Regularised(FineTuning):
         """Let every recorder see the parameters and the gradient of the loss."""
         recorders = self._begin(network)
         parameters = list(trainable(network).values())
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        divided = parts(parameters)
         with torch.no_grad():
-            # The sum of all magnitudes is finite where each is.
-            finite = nn.utils.get_total_norm(gradients, norm_type=1).isfinite()
-            for part, members in parts(parameters):
-                gradient = flatten(
-                    torch.zeros_like(p) if p.grad is None else p.grad for p in members
-                ).masked_fill(~finite, 0)
+            # Where one value is not finite neither is their sum.
+            sums = torch.stack([_gradient(members).sum() for _, members in divided])
+            finite = sums.sum().isfinite()
+            # On a CPU that is known already, and a copy of the gradient costs more.
+            as_it_is = finite.device.type == "cpu" and bool(finite)
+            for part, members in divided:
+                gradient = _gradient(members)
+                if not as_it_is:
+                    gradient = gradient.masked_fill(~finite, 0)
                 values = flatten(members)
                 for recorder in recorders:
                     recorder.update(part, values, gradient, finite)
