@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ciss.datasets.base import BACKGROUND, VOID
+from ciss.errors import CissError
 
 
 def training_lookup(
@@ -20,7 +21,8 @@ def training_lookup(
     """Return uint8[256] for training: ``new`` classes keep their label, void stays 255.
 
     Everything else, old and future classes included, is background: CISS's background shift.
-    ``dataset_lookup`` is ``Dataset.lookup``, ``new`` are positions in the learning order.
+    ``dataset_lookup`` is ``Dataset.lookup``, ``new`` are positions in the learning order. Raises
+    ``CissError`` for one that the dataset does not have.
     """
     return _keep(dataset_lookup, new)
 
@@ -30,11 +32,19 @@ def evaluation_lookup(
 ) -> npt.NDArray[np.uint8]:
     """Return uint8[256] for evaluation: all classes ``seen`` so far keep their label.
 
-    Void stays 255; classes that come later are background.
+    Void stays 255; classes that come later are background. Raises ``CissError`` for one that the
+    dataset does not have.
     """
     return _keep(dataset_lookup, seen)
 
 
 def _keep(lookup: npt.NDArray[np.int16], classes: Iterable[int]) -> npt.NDArray[np.uint8]:
-    kept = np.isin(lookup, [*classes, VOID])
+    wanted = list(classes)
+    known = int(lookup[lookup != VOID].max(initial=BACKGROUND))
+    if max(wanted, default=BACKGROUND) > known:
+        raise CissError(
+            f"class {max(wanted)} of the learning order is asked for, but the data set has {known} "
+            "classes; name all of its classes, or learn fewer"
+        )
+    kept = np.isin(lookup, [*wanted, VOID])
     return np.where(kept, lookup, BACKGROUND).astype(np.uint8)

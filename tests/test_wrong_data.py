@@ -434,14 +434,14 @@ def test_a_split_of_a_damaged_index(name: str, data: Path) -> None:
     assert_refused(lambda: split_voc(results, results), [*words, *AGAIN], data)
 
 
-def train(data: Path) -> Ended:
+def train(data: Path, *more: object) -> Ended:
     words = "--step 0 --method ce --seed 1 --new-classes 1 --epochs 1 --dataset mine --kind voc"
     words += " --classes aeroplane bicycle --backbone resnet18 --width 4 --head-channels 8"
     words += " --batch 2 --crop 32 --lr 0.05 --device cpu --threads 1"
     results = data / "results"
     places = ["--root", data / "data", "--split", results / "split.csv"]
     places += ["--output", results / "new.safetensors", "--history", results / "new.csv"]
-    return run_script("train.py", *words.split(), *places)
+    return run_script("train.py", *words.split(), *places, *more)
 
 
 SPLIT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -468,6 +468,36 @@ def test_a_training_on_a_damaged_split(name: str, data: Path) -> None:
     harm, words = SPLIT[name]
     harm(data / "results" / "split.csv")
     assert_refused(lambda: train(data), words, data)
+
+
+FLAGS: dict[str, tuple[str, list[str]]] = {
+    "negative": ("--workers -1", ["--workers is -1", "at least 0"]),
+    "zero": ("--batch 0", ["--batch is 0", "at least 1"]),
+    "not a number": ("--lr nan", ["--lr is nan", "finite"]),
+    "infinite": ("--weight-decay inf", ["--weight-decay is inf", "finite"]),
+    "seed": ("--seed 4294967296", ["--seed is 4294967296", "0 to 4294967295"]),
+    "text": ("--crop wide", ["argument --crop", "invalid int value: 'wide'"]),
+    "misspelt": ("--epoch-s 1", ["unrecognized arguments: --epoch-s"]),
+    "kind": ("--kind vco", ["'vco'", "did you mean 'voc'"]),
+    "class": ("--classes bycicle", ["'bycicle'", "did you mean 'bicycle'"]),
+    "classes to learn": ("--new-classes 7", ["class 7 of the learning order", "has 2 classes"]),
+    "objective": ("--method mbi", ["base objective 'mbi' is unknown", "bce"]),
+    "device": ("--device gpu", ["'gpu'", "cuda:N"]),
+    "void": ("--void 256", ["datasets.mine.void", "kind folders"]),
+    "step without its models": ("--step 1", ["--init and --teacher"]),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_training_with_wrong_flags(name: str, data: Path) -> None:
+    flags, words = FLAGS[name]
+    assert_refused(lambda: train(data, *flags.split()), words, data)
+
+
+def test_mask_values_that_eight_bits_do_not_have(data: Path) -> None:
+    words = ["datasets.mine: mask value 256 of 'void'", "0 to 255"]
+    run = partial(index_folders, data / "data", data / "results", "--void", 256)
+    assert_refused(run, words, data)
 
 
 def test_exemplars_that_were_cut_off(tmp_path: Path) -> None:

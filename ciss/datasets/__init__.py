@@ -231,6 +231,10 @@ def _own_values(
     owner: dict[int, str] = {}
     for key, raw in meanings.items():
         for value in raw:
+            if value not in range(256):
+                raise CissError(
+                    f"datasets.{name}: mask value {value} of '{key}' is not in 0 to 255"
+                )
             if value in owner:
                 raise CissError(
                     f"datasets.{name}: mask value {value} is both '{owner[value]}' and '{key}'; "
