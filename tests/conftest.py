@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ def clone(shared: Path) -> Path:
         if not (shared / "a clone").is_dir():
             copy_project(shared / "a clone")
     return shared / "a clone"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_is_left() -> Iterator[None]:
+    """Take away the log's handlers that a script left: what they write to ends with the test."""
+    log = logging.getLogger("ciss")
+    before = list(log.handlers)
+    yield
+    for handler in set(log.handlers) - set(before):
+        log.removeHandler(handler)
+        handler.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
