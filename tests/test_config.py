@@ -23,7 +23,11 @@ NAN, INF = float("nan"), float("inf")
 #: a matrix that is in order, to be changed by a case
 MATRIX = {"dataset": "voc", "scenarios": ["15-1"], "runs": ["ft"]}
 #: the configured matrices of VOC with a scenario that fits two classes too
-NO_VOC = {name: {"scenarios": ["offline"], "runs": ["ft"]} for name in ("paper_voc", "paper_init")}
+NO_VOC = {
+    name: {"scenarios": ["offline"], "runs": ["ft"]}
+    for name, matrix in DEFAULTS["matrices"].items()
+    if matrix["dataset"] == "voc"
+}
 
 
 def with_change(**change: Any) -> dict[str, Any]:
