@@ -80,6 +80,27 @@ def test_classifiers_of_random_features_can_be_exported(tmp_path: Path) -> None:
     assert "0 labels" in export(solved, ["background", *"abcd"], {}, tmp_path / "model.onnx")
 
 
+def test_a_model_with_an_unknown_can_be_exported(tmp_path: Path) -> None:
+    """SSUL's: its labels are those in which the unknown is background."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    network = SegmentationNetwork(tiny().config, (3, 2), unknown=True, hidden=True)
+    initialise(network, 0)
+    network.eval()
+    with torch.no_grad():
+        # Only together do background and unknown come before the second class.
+        parts = [*network.classifiers, network.unknown]
+        for classifier, logit in zip(parts, (0.4, -9, 0.8, 0.4), strict=True):
+            classifier.weight.zero_()
+            classifier.bias.fill_(logit)
+    path = tmp_path / "model.onnx"
+    assert "0 labels" in export(network, ["background", *"abcd"], {}, path)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    labels, logits = session.run(None, {"images": np.zeros((1, 3, 40, 40), np.uint8)})
+    assert set(np.unique(labels)) == {0}
+    assert set(np.unique(logits.argmax(1))) == {3}
+
+
 class Saved:
     """What the exporter returns, as far as it is asked for: a graph that was made before."""
 
