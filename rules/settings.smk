@@ -286,6 +286,7 @@ def shown_configuration(report):
 
 
 def root_flags(wildcards, threads):
+    check_queued_paths()
     return to_flags({"root": dataset_at(wildcards.dataset).root})
 
 
@@ -339,15 +340,35 @@ def processes(resources):
     return max(gpus, 1) if chosen == "auto" else chosen
 
 
+def queued():
+    """Whether jobs are submitted to a cluster; known once rules are read."""
+    # A dry run with a number of jobs in a queue may be one for a cluster.
+    return not workflow.local_exec or (
+        workflow.dryrun and workflow.resource_settings.nodes is not None
+    )
+
+
+@cache
+def check_queued_paths():
+    """Stop where Snakemake would submit a command that the shell reads otherwise."""
+    if not workflow.is_main_process or not queued():
+        return
+    for what, path in {
+        "results": RESULTS,
+        "the folder where Snakemake was started": os.getcwd(),
+        "the folder of the Snakefile": str(workflow.basedir),
+    }.items():
+        if re.search(r"""['"$`\\]""", path):
+            stop(
+                f"{what} is '{path}', but what Snakemake submits to a cluster does not keep quotes, "
+                "$, ` and \\ in a path; choose one without them (spaces and the like are fine)"
+            )
+
+
 @cache
 def check_shared_gpus():
     """Stop where jobs of this machine would run at once on the same GPU: each takes the first."""
-    # While rules are read it is not known yet what executes them. A dry run with a number of jobs
-    # in a queue may be one for a cluster.
-    queued = not workflow.local_exec or (
-        workflow.dryrun and workflow.resource_settings.nodes is not None
-    )
-    if queued or not workflow.is_main_process:
+    if queued() or not workflow.is_main_process:
         return
     given, wanted = workflow.global_resources.get("gpu"), most_gpus()
     if given is not None and given.value > wanted > 0:

@@ -985,6 +985,14 @@ def test_list_shows_the_configured_experiments(clone: Path) -> None:
     assert f"paper_voc ({count} experiments, seeds 1)" in run.output
 
 
+def test_a_path_that_a_submitted_command_would_not_keep_is_refused(clone: Path) -> None:
+    run = snakemake(
+        clone, "--profile", "slurm", "-n", "shapes_10-5_ft", "--config", "results=a $HOME"
+    )
+    assert run.status != 0
+    assert "Error: results is 'a $HOME', but what Snakemake submits to a cluster" in run.output
+
+
 @pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]], ids=["local", "slurm"])
 def test_a_dry_run_without_the_images_plans_and_warns(profile: list[str], clone: Path) -> None:
     run = snakemake(clone, *profile, "-n", "voc_15-1_mib_awt")
