@@ -372,7 +372,7 @@ def save_attribution(
 
 def load_attribution(path: Path | str) -> Attribution:
     """Read what ``save_attribution`` wrote. Raises ``CissError`` for any other or damaged file."""
-    tensors, content = load_tensors(path, kind="attribution")
+    tensors, content = load_tensors(path, kind="attribution", names=_TENSORS)
     return Attribution(
         new_classes=tuple(content["new_classes"]), joint_count=content["joint_count"], **tensors
     )

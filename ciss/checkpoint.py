@@ -11,7 +11,9 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from ciss.files import replacing
 from ciss.models.network import SegmentationNetwork
 
 FORMAT_VERSION = 1
+#: characters of a reason that are shown
+_LONGEST = 200
 
 
 def save_model(path: Path | str, network: SegmentationNetwork, metadata: Mapping[str, Any]) -> None:
@@ -48,7 +52,6 @@ def load_model(
     holds other weights than its header says.
     """
     state, content = load_tensors(path, kind="model")
-    _check_finite(path, state)
     try:
         shape = content["network"]
         if plain and shape["config"].get("norm") == "iabn":
@@ -57,11 +60,15 @@ def load_model(
         with torch.device("meta"):
             network = SegmentationNetwork.of_shape(shape)
         network.load_state_dict(state, assign=True)
-    except (KeyError, TypeError, RuntimeError, CissError) as error:
+        metadata = dict(content["metadata"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, CissError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        # PyTorch lists every tensor that does not fit, one a line.
+        reason = textwrap.shorten(reason, _LONGEST, placeholder=" …")
         raise CissError(
-            f"{path} does not hold the network that its header names: {error}"
+            f"{path} does not hold the network that its header names: {reason}; {_again(path)}"
         ) from None
-    return network.eval(), content["metadata"]
+    return network.eval(), metadata
 
 
 def save_tensors(
@@ -92,28 +99,59 @@ def save_tensors(
 
 
 def load_tensors(
-    path: Path | str, kind: str = "tensors"
+    path: Path | str, kind: str = "tensors", names: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what ``save_tensors`` wrote, on the CPU: the tensors and the metadata.
 
     Raises ``CissError`` when the file is absent, damaged, a pickle, or of another kind or format
-    version.
+    version, lacks a tensor of ``names``, or has values that are not finite.
     """
-    _refuse_pickle(path)
+    with _opened(path) as file:
+        header = _header(path, file.metadata() or {}, kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _checksum(tensors) != header["sha256"]:
+        raise CissError(f"{path} is damaged: its checksum differs; {_again(path)}")
+    absent = sorted({*names} - tensors.keys())
+    if absent:
+        raise CissError(f"{path} lacks {', '.join(absent)}; {_again(path)}")
+    _check_finite(path, tensors)
+    return tensors, header["content"]
+
+
+def header_of(path: Path | str) -> tuple[str, dict[str, Any]]:
+    """Read the SHA-256 of a file's tensors and its metadata from the header alone.
+
+    Raises ``CissError`` as ``load_tensors`` does for what the header shows.
+    """
+    with _opened(path) as file:
+        header = _header(path, file.metadata() or {}, None)
+    return header["sha256"], header["content"]
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    if Path(path).is_dir():
+        raise CissError(f"{path} is a folder; give the safetensors file in it")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            entries = file.metadata() or {}
-            header = _header(path, entries, kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
-        raise CissError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
+        raise CissError(
+            f"{path} does not exist; check the path, or make it first: snakemake with an "
+            "experiment's name makes all that the experiment needs"
+        ) from None
+    except SafetensorError as error:
+        # Not before: a header's length may begin with the bytes of a pickle.
+        _refuse_pickle(path)
         raise CissError(
             f"{path} is damaged or not a safetensors file ({error}); {_again(path)}"
         ) from None
-    if _checksum(tensors) != header["sha256"]:
-        raise CissError(f"{path} is damaged: its checksum differs; {_again(path)}")
-    return tensors, header["content"]
+    except OSError as error:
+        # The file may be whole: nothing is said of deleting it.
+        raise CissError(
+            f"{path} cannot be read ({error.strerror or error}); look at its permissions and at "
+            "the disk, then start again"
+        ) from None
 
 
 def _refuse_pickle(path: Path | str) -> None:
@@ -133,24 +171,31 @@ def _refuse_pickle(path: Path | str) -> None:
 
 
 def _again(path: Path | str) -> str:
+    if Path(path).suffix != ".safetensors":  # perhaps something else that is dear to somebody
+        return "check which file was meant"
     return (
         "delete it and start the same command again, which makes it and what follows from it anew: "
         f"rm {shlex.quote(str(path))}"
     )
 
 
-def _header(path: Path | str, entries: Mapping[str, str], kind: str) -> dict[str, Any]:
+def _header(path: Path | str, entries: Mapping[str, str], kind: str | None) -> dict[str, Any]:
+    """Read a header; ``kind`` of content is expected, any where it is ``None``."""
     try:
-        header = json.loads(entries["ciss"])
-        found, version = header["kind"], header["version"]
+        header: dict[str, Any] = json.loads(entries["ciss"])
+        found, version = header["kind"], int(header["version"])
         _ = header["sha256"], header["content"]
     except (KeyError, TypeError, ValueError):
-        raise CissError(f"{path} was not written by this project: its header is missing") from None
-    if version != FORMAT_VERSION:
         raise CissError(
-            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; make it again"
+            f"{path} was not written by this project: its header is missing; give a file that "
+            "train.py or another of its scripts wrote"
+        ) from None
+    if version != FORMAT_VERSION:
+        remedy = "update this code, which is older" if version > FORMAT_VERSION else _again(path)
+        raise CissError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; {remedy}"
         )
-    if found != kind:
+    if kind not in (None, found):
         raise CissError(f"{path} holds '{found}', not '{kind}'; check which file was meant")
     return header
 
@@ -170,6 +215,6 @@ def _check_finite(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
         suspect = value.is_floating_point() and not math.isfinite(value.sum())
         if suspect and not bool(torch.isfinite(value).all()):
             raise CissError(
-                f"{path}: {name} has values that are not finite; the training diverged "
-                "(lower the learning rate, or turn mixed precision off)"
+                f"{path}: {name} has values that are not finite; the training diverged: lower the "
+                "learning rate, or set recipe.precision to fp32"
             )

@@ -97,5 +97,5 @@ def save_classifiers(path: Path | str, made: Classifiers, metadata: Mapping[str,
 
 def load_classifiers(path: Path | str) -> Classifiers:
     """Read what ``save_classifiers`` wrote. Raises ``CissError`` for any other or damaged file."""
-    tensors, _ = load_tensors(path, kind=_KIND)
+    tensors, _ = load_tensors(path, kind=_KIND, names=_TENSORS)
     return Classifiers(**{name: tensors[name] for name in _TENSORS})

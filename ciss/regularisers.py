@@ -360,7 +360,9 @@ class Regularised(FineTuning):
 
         def old(prefix: str, source: Mapping[str, Tensor]) -> list[Tensor]:
             return [
-                source[prefix + name].to(p) if name in self._previous else torch.zeros_like(p)
+                _of_shape(prefix + name, source, p)
+                if name in self._previous
+                else p.new_zeros(p.shape)
                 for name, p in parameters.items()
             ]
 
@@ -382,6 +384,13 @@ class Regularised(FineTuning):
             for name, p in parameters.items()
         )
         return History(known, flatten(old("", self._previous)), statistics, weight)
+
+
+def _of_shape(name: str, source: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Return ``source[name]``, on the device of ``like``; ``KeyError`` for one of another shape."""
+    if source[name].shape != like.shape:
+        raise KeyError(name)
+    return source[name].to(like)
 
 
 class ImportanceRecording(Regularised):

@@ -176,7 +176,7 @@ def save_ridge(path: Path | str, ridge: Ridge, metadata: Mapping[str, Any]) -> N
 
 def load_ridge(path: Path | str, device: torch.device) -> Ridge:
     """Read what ``save_ridge`` wrote. Raises ``CissError`` for any other or damaged file."""
-    tensors, _ = load_tensors(path, kind="ridge")
+    tensors, _ = load_tensors(path, kind="ridge", names=("gram", "cross", "count"))
     features = len(tensors["cross"])
     gram = torch.zeros(features, features, dtype=torch.float64)
     gram[_upper(gram)] = tensors["gram"]

@@ -112,6 +112,27 @@ def select(rows: pd.DataFrame, step: int, subset: str) -> pd.DataFrame:
     return chosen[["image", "mask"]].reset_index(drop=True)
 
 
+def read_images(path: Path, step: int, subset: str) -> pd.DataFrame:
+    """Read one step's "train", "test" or "val" rows of the split in ``path``, as ``select``.
+
+    Raises ``CissError`` where the file is not a split, or has no such rows.
+    """
+    rows = read_split(path)
+    chosen = select(rows, step, subset)
+    if chosen.empty:
+        there = ", ".join(f"{number} ({name})" for number, name in _lists(rows)) or "none"
+        raise CissError(
+            f"{path} has no {subset} images for step {step}, but for: {there}; give the split of "
+            "the scenario and its step (evaluation.images chooses the list to evaluate on), or "
+            "delete the split to have it made again"
+        )
+    return chosen
+
+
+def _lists(rows: pd.DataFrame) -> list[tuple[int, str]]:
+    return list(rows[["step", "subset"]].drop_duplicates().itertuples(index=False, name=None))
+
+
 def split_hash(rows: pd.DataFrame) -> str:
     """Return the SHA-256 of a split's rows in their order, hexadecimal: equal splits, equal hash.
 

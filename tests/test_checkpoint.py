@@ -91,7 +91,7 @@ def test_damage_is_found_wherever_it_is(tmp_path, network):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(CissError, match="does not exist"):
         load_model(tmp_path / "none.safetensors")
-    with pytest.raises(CissError, match="damaged or not"):
+    with pytest.raises(CissError, match="is a folder"):
         load_model(tmp_path)
 
 
