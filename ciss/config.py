@@ -20,7 +20,7 @@ from ciss import datasets, initialisations, methods
 from ciss.datasets import Dataset
 from ciss.errors import CissError
 from ciss.files import YAML_LOADER, read_yaml
-from ciss.flags import read_value
+from ciss.flags import check_value, read_value
 from ciss.names import unknown
 from ciss.scenarios import SETUPS, Scenario, parse_scenario
 
@@ -405,7 +405,7 @@ def _variant(section: Mapping[str, Any], name: str, what: str, registry: Any) ->
         if isinstance(value, str) and not isinstance(defaults[option], str):
             # `--config` gives nested values as text.
             options[option] = read_value(value)
-        _check_option(f"{what}s.{name}.{option}", options[option], defaults[option])
+        check_value(f"{what}s.{name}.{option}", options[option], defaults[option])
         if isinstance(defaults[option], float):
             # 10 and 10.0 are one setting: going from one to the other reruns nothing.
             options[option] = float(options[option])
@@ -454,20 +454,6 @@ def _memory(options: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
         raise CissError(f"{where}; give a probability, from 0 to 1")
     used = images and not completes
     return {"memory": images, "memory_confidence": float(confidence) if used else None}
-
-
-def _check_option(key: str, value: object, default: object) -> None:
-    numbers = (int, float)
-    # A whole number where a fraction may be is fine, the reverse is not: half a bin does not exist.
-    fits = type(value) is type(default) or (type(value) is int and type(default) is float)
-    if default is not None and not fits:
-        raise CissError(
-            f"{key} is {value!r}, which is not a {type(default).__name__} (default: {default!r})"
-        )
-    if type(value) in numbers and not 0 <= value < float("inf"):  # type: ignore[operator]
-        raise CissError(f"{key} is {value!r}; give a finite number from 0 on")
-    if type(default) is int and value == 0:
-        raise CissError(f"{key} is 0; give a whole number of at least 1")
 
 
 def _check_choices(where: str, variant: Variant, registry: Any) -> None:

@@ -7,3 +7,13 @@ class CissError(Exception):
     The message is one or two sentences that say what is wrong, where, and what to do about it.
     Scripts print it without a traceback and exit with status 1.
     """
+
+
+def import_error(error: ImportError) -> str:
+    """Say what a failed import means: a package that is not there, or of another version."""
+    remedy = (
+        "install the versions of constraints.txt, with make setup or as docs/environments.md says"
+    )
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package '{(error.name or '?').partition('.')[0]}' is missing; {remedy}"
+    return f"the installed packages do not fit this code ({error}); {remedy}"

@@ -36,6 +36,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        # Of a full disk nothing says which file it was; the temporary one's name says nothing.
+        if error.filename in (None, name, temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -15,16 +16,22 @@ from ciss.errors import CissError
 
 T = TypeVar("T")
 
+#: what users call the types of options
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
-    """Add ``--field`` for each field of the dataclass ``cls``; required where it has no default."""
+    """Add ``--field`` for each field of the dataclass ``cls``; required where it has no default.
+
+    A field's metadata may have ``help``, and of a number the ``least`` that it can be.
+    """
     group = parser.add_argument_group(cls.__name__)
     types = get_type_hints(cls)
     for field in fields(cls):
         required = field.default is MISSING
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=_boolean if types[field.name] is bool else types[field.name],
+            type=_reader(types[field.name], field.metadata.get("least")),
             required=required,
             default=None if required else field.default,
             help=field.metadata.get("help", "") + ("" if required else " (default: %(default)s)"),
@@ -59,6 +66,29 @@ def path_argument(path: Path) -> str:
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
+def _reader(kind: type[Any], least: float | None) -> Callable[[str], Any]:
+    """What reads a value of one type; ``type`` of argparse's ``add_argument``."""
+    if kind is bool:
+        return _boolean
+    return kind if least is None else at_least(least, kind)
+
+
+def at_least(least: float, kind: type[Any] = int) -> Callable[[str], Any]:
+    """Return what reads a finite number of ``kind`` from ``least`` on, for ``add_argument``."""
+    what = "whole number" if kind is int else "number"
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {what} of at least {least}")
+        return value
+
+    return read
+
+
 def _boolean(text: str) -> bool:
     words = {"true": True, "false": False}
     if text.lower() not in words:
@@ -81,12 +111,33 @@ def add_option_flag(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the values of ``--option``; numbers and true/false as such."""
+    """Read the values of ``--option``; numbers and true/false as such.
+
+    Raises ``CissError`` for one without a value.
+    """
     options = {}
     for text in arguments.option:
-        name, _, value = text.partition("=")
+        name, given, value = text.partition("=")
+        if not given:
+            raise CissError(f"--option {text}: expected NAME=VALUE")
         options[name] = read_value(value)
     return options
+
+
+def check_value(key: str, value: object, default: object) -> None:
+    """Raise ``CissError`` unless ``value`` of the option ``key`` is of its default's type.
+
+    Numbers must be finite and not negative, whole ones at least 1.
+    """
+    numbers = (int, float)
+    # A whole number where a fraction may be is fine, the reverse is not: half a bin does not exist.
+    fits = type(value) is type(default) or (type(value) is int and type(default) is float)
+    if default is not None and not fits:
+        raise CissError(f"{key} is {value!r}; give {_TYPES[type(default)]} (default: {default!r})")
+    if type(value) in numbers and not 0 <= value < float("inf"):  # type: ignore[operator]
+        raise CissError(f"{key} is {value!r}; give a finite number from 0 on")
+    if type(default) is int and value == 0:
+        raise CissError(f"{key} is 0; give a whole number of at least 1")
 
 
 def value_flags(values: Mapping[str, int | Sequence[int]]) -> list[str]:

@@ -32,6 +32,7 @@ from ciss.flags import values_from
 from ciss.images import Pixels, read_mask
 from ciss.models import SegmentationNetwork
 from ciss.photos import Photo, UnreadableError, read_photo
+from ciss.runtime import is_out_of_memory
 
 #: what the values of masks are: the data set's own mask values, or positions in the learning order
 VALUES = ("dataset", "learning")
@@ -97,17 +98,27 @@ def legend_of(
 
     Where the header does not name the kind of data set, as those of older versions, a data set
     called as a kind is taken to be of it, and for another the values are those of the learning
-    order. Raises ``CissError`` for an unknown ``values`` and for a network without class names.
+    order. Raises ``CissError`` for an unknown ``values``, for a network without class names, and
+    for the values of a class that the data set does not have.
     """
     if values not in VALUES:
         raise CissError(f"prediction.values is '{values}'; choose one of {', '.join(VALUES)}")
     names = class_names(metadata, network.n_classes, path)
     kind = metadata.get("kind", metadata.get("dataset"))
-    own = dataset_values(kind, names, metadata) if kind in kinds() else ()
+    own: tuple[int, ...] = ()
+    if kind in kinds():
+        absent = {*names} - {*(get_kind(kind).CLASSES or names)}
+        if not absent:
+            own = dataset_values(kind, names, metadata)
+        elif values == VALUES[0]:
+            raise CissError(
+                f"{path} has classes that data sets of kind '{kind}' do not have "
+                f"({', '.join(sorted(absent))}); set prediction.values to {VALUES[1]}"
+            )
     counts = network.classes_per_step
     steps = tuple(step for step, count in enumerate(counts) for _ in range(count))
     labels = np.arange(len(names), dtype=np.uint8)
-    published = get_kind(kind).PALETTE if kind in kinds() else None
+    published = get_kind(kind).PALETTE if own else None
     colours = PALETTE[labels] if published is None else published[list(own)]
     colours[BACKGROUND] = 0
     chosen = np.array(own, np.uint8) if own and values == VALUES[0] else labels
@@ -300,8 +311,8 @@ def _segmented(
     pixels = torch.from_numpy(np.stack([read[photo] for photo in group])).permute(0, 3, 1, 2)
     try:
         labels = segment(network, pixels.to(device)).to(torch.uint8).cpu().numpy()
-    except RuntimeError as error:  # which a full memory is, of a GPU or a CPU
-        if "memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         labels = None
     if labels is not None:

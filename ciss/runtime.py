@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import resource
@@ -25,6 +26,9 @@ from ciss.errors import CissError
 
 log = logging.getLogger("ciss")
 
+#: pyproject.toml says the same
+OLDEST_TORCH = "2.11"
+
 #: how long before its time limit a job saves and leaves
 _MARGIN_SECONDS = 120
 
@@ -34,6 +38,9 @@ _SAME_SECONDS = 5
 
 #: options of glibc's allocator (mallopt)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+#: how CUDA, its libraries and PyTorch's allocator on the CPU say that memory is full
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 _TIME_LIMIT = "the time limit"
 _REASONS = (_TIME_LIMIT, *(number.name for number in distributed.STOP_SIGNALS))
@@ -47,14 +54,19 @@ class Runtime:
 
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
     processes: int = field(
-        default=1, metadata={"help": "processes that share the work, each on its own GPU"}
+        default=1,
+        metadata={"help": "processes that share the work, each on its own GPU", "least": 1},
     )
     workers: int = field(
-        default=0, metadata={"help": "threads that read images ahead, in each process"}
+        default=0,
+        metadata={"help": "threads that read images ahead, in each process", "least": 0},
     )
-    threads: int = field(default=2, metadata={"help": "CPU threads of PyTorch, all processes'"})
+    threads: int = field(
+        default=2, metadata={"help": "CPU threads of PyTorch, all processes'", "least": 1}
+    )
     minutes: float = field(
-        default=0, metadata={"help": "the job's time limit: training saves and leaves before it"}
+        default=0,
+        metadata={"help": "the job's time limit: training saves and leaves before it", "least": 0},
     )
     deterministic: bool = field(
         default=False, metadata={"help": "the same bits in every run on a GPU, more slowly"}
@@ -68,16 +80,29 @@ def start_logging(path: Path | None) -> None:
     job's log before each attempt). Of several processes only the main one reports; the others
     write errors.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
-    form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
-    for handler in handlers:
-        handler.setFormatter(form)
-        log.addHandler(handler)
     log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
+    # Another script may have run in this process before.
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+    _log_to(logging.StreamHandler(sys.stderr))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _log_to(logging.FileHandler(path, mode="a", encoding="utf-8"))
+
+
+def _log_to(handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+
+
+def check_torch() -> None:
+    """Raise ``CissError`` where PyTorch is older than this code needs."""
+    if torch.__version__ < OLDEST_TORCH:
+        raise CissError(
+            f"PyTorch {torch.__version__} is installed, {OLDEST_TORCH} or newer is needed; install "
+            "the versions of constraints.txt, with make setup or as docs/environments.md says"
+        )
 
 
 def start_torch(runtime: Runtime, *, same_sizes: bool = False) -> torch.device:
@@ -169,6 +194,16 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means a full memory, of a GPU or of the machine."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+    )
 
 
 @cache

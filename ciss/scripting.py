@@ -3,33 +3,103 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
 
 from ciss import distributed
 from ciss.datasets import BACKGROUNDS, Dataset, open_dataset
 from ciss.download import Sources
-from ciss.errors import CissError
+from ciss.errors import CissError, import_error
 from ciss.flags import from_flags, values_from
-from ciss.runtime import Runtime, StopRequest, check_devices, log, start_logging
+from ciss.runtime import (
+    Runtime,
+    StopRequest,
+    check_devices,
+    check_torch,
+    is_out_of_memory,
+    log,
+    start_logging,
+)
 
 if TYPE_CHECKING:
     from ciss.image_cache import ImageCache
 
+#: arguments that are files to write
+_WRITTEN = ("history", "importances_out", "log", "manifest", "output", "progress", "ridge_out")
+#: what to do about a refusal of the system
+_ADVICE = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or write to another place"
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "change the permissions, or choose another place",
+    ),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST), "a part of the path is a file; choose another path"
+    ),
+    errno.EISDIR: "give the path of a file",
+    errno.ENOENT: "check the path",
+}
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every script has."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--log", type=Path, help="file for a copy of what is printed")
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--log", type=output_file, help="file for a copy of what is printed")
     made.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return made
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments, and does not print all that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists all arguments\n")
+
+
+def output_file(text: str) -> Path:
+    """Read the path of a file to write, for ``add_argument``: refused before any work is done.
+
+    Folders that are not there are no hindrance: they are made when the file is.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; give the path of a file")
+    _check_place(path)
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """Read the path of a folder to write into, as ``output_file`` does."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a file; give the path of a folder")
+    _check_place(path / "a file")
+    return path
+
+
+def _check_place(path: Path) -> None:
+    """Raise an error unless a file could be written: in the nearest folder above that is there."""
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written: {above} is a file and no folder; choose another path"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written: you may not write in {above}; change its permissions, or "
+            "choose another path"
+        )
 
 
 def add_dataset_flags(made: argparse.ArgumentParser) -> None:
@@ -57,8 +127,15 @@ def add_dataset_flags(made: argparse.ArgumentParser) -> None:
 def add_files_flag(made: argparse.ArgumentParser) -> None:
     """Add ``--files``, which only a script that lists a dataset's files needs."""
     made.add_argument(
-        "--files", type=json.loads, help="where images and masks lie, as JSON (kind folders)"
+        "--files", type=_json, help="where images and masks lie, as JSON (kind folders)"
     )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not JSON ({error})") from None
 
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
@@ -83,7 +160,7 @@ def add_reading_flags(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--cache", help="folder of decoded images: reading them takes less time")
     made.add_argument("--index", type=Path, help="index of the data set, for --cache")
-    made.add_argument("--progress", type=Path, help="file that keeps the progress")
+    made.add_argument("--progress", type=output_file, help="file that keeps the progress")
 
 
 def cache_from(arguments: argparse.Namespace, workers: int, stop: StopRequest) -> ImageCache | None:
@@ -167,8 +244,10 @@ def run(
     made to do its part of the work.
     """
     arguments = made.parse_args()
-    start_logging(arguments.log)
     try:
+        start_logging(arguments.log)
+        check_torch()
+        _check_written(arguments)
         _check_numbers(arguments)
         several = getattr(arguments, "processes", 1) > 1 or distributed.is_launched()
         if several and not shared:
@@ -178,22 +257,79 @@ def run(
             sys.exit(distributed.launch(arguments.processes, [sys.executable, *sys.argv]))
         main(arguments)
         distributed.stop()
-    except (CissError, OSError) as error:
-        # The system's refusals (a full disk, a missing file) are no defects of the code either.
+    except KeyboardInterrupt:
+        distributed.leave(130, lambda: log.error("error: stopped by Ctrl-C; start it again"))
+    except Exception as error:
+        message = _sentence(error, arguments)
+        if message is None:
+            distributed.leave(
+                70, lambda: log.exception("unexpected error; please report it with this log")
+            )
         if arguments.traceback:
             raise
-        message = _sentence(error)
         distributed.leave(1, lambda: log.error("error: %s", message))
-    except Exception as error:
-        if distributed.is_lost_connection(error):
-            distributed.leave(1, lambda: log.error("error: another process of this job has ended"))
-        distributed.leave(
-            70, lambda: log.exception("unexpected error; please report it with this log")
-        )
 
 
-def _sentence(error: CissError | OSError) -> str:
-    """Say what a refusal of the system is about, without its number."""
-    if not isinstance(error, OSError) or error.strerror is None:
+def _check_written(arguments: argparse.Namespace) -> None:
+    """Raise ``CissError`` where a script would write over what it reads, or writes as well."""
+    seen: dict[Path, str] = {}
+    for name, value in sorted(vars(arguments).items(), key=lambda one: one[0] in _WRITTEN):
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, Path) or path.is_dir():
+                continue
+            other = seen.setdefault(path.absolute(), name)
+            if name in _WRITTEN and other != name:
+                raise CissError(
+                    f"--{other.replace('_', '-')} and --{name.replace('_', '-')} are one file, "
+                    f"{path}, of which something would be lost; give another path"
+                )
+
+
+def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """Say what an error means to the user; ``None`` for a defect of the code."""
+    if is_out_of_memory(error):
+        return _full_memory(error, arguments)
+    if isinstance(error, CissError):
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        # The system's refusals (a full disk, a missing file) are no defects of the code either.
+        if error.strerror is None:
+            return str(error)
+        where = f"{error.filename}: " if error.filename else ""
+        advice = _ADVICE.get(error.errno or 0, "look at the path and the disk, then start again")
+        return f"{where}{error.strerror}; {advice}"
+    if isinstance(error, ImportError) and not (error.name or "").startswith("ciss"):
+        return import_error(error)
+    if distributed.is_lost_connection(error):
+        return "another process of this job has ended"
+    return None
+
+
+def _full_memory(error: Exception, arguments: argparse.Namespace) -> str:
+    """Say which settings of a script to lower, so that it needs less memory."""
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or "CU" in str(error)
+    needed = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    wanted = f" ({needed[1]} more were needed)" if needed else ""
+    full = f"the {'GPU' if on_gpu else 'machine'}'s memory is full{wanted}"
+    given = vars(arguments)
+    if "accumulate" in given:
+        batch, now = arguments.batch, arguments.accumulate
+        more = next((n for n in range(now + 1, batch // 2 + 1) if batch % n == 0), now)
+        return (
+            f"{full}: set recipe.accumulate to {more}, or lower recipe.batch "
+            f"({arguments.batch}) or recipe.crop ({arguments.crop}); or share the batch, which "
+            "changes no result, among more GPUs (runtime.gpus). Earlier steps are kept, and this "
+            "step's progress for as long as the recipe stays (docs/gpus.md)"
+        )
+    if given.get("mode") == "full":
+        return f"{full}: images are evaluated whole, one by one; set evaluation.mode to crop"
+    if "checkpoint" in given and "batch" in given:
+        return f"{full}: lower prediction.batch ({arguments.batch}), and start again to go on"
+    if "batch" in given:
+        return (
+            f"{full}: lower evaluation.batch ({arguments.batch}), which changes no result, or "
+            f"recipe.crop ({arguments.crop})"
+        )
+    if "workers" in given:
+        return f"{full}: use fewer workers ({arguments.workers} now; runtime.threads)"
+    return f"{full}: end other programs, or run this where there is more"

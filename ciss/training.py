@@ -47,19 +47,34 @@ _CHECK_EVERY = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one step is trained; see ``config.yaml`` for the reasons of the defaults."""
+    """How one step is trained; see ``config.yaml`` for the reasons of the defaults.
 
-    epochs: int = field(metadata={"help": "passes over the step's images"})
-    lr: float = field(metadata={"help": "learning rate of the first iteration"})
-    batch: int = field(default=24, metadata={"help": "images in a batch, over all processes"})
-    accumulate: int = field(
-        default=1, metadata={"help": "micro-batches that a batch is split into to save memory"}
+    Raises ``CissError`` where ``accumulate`` does not divide ``batch``.
+    """
+
+    epochs: int = field(metadata={"help": "passes over the step's images", "least": 1})
+    lr: float = field(metadata={"help": "learning rate of the first iteration", "least": 0})
+    batch: int = field(
+        default=24, metadata={"help": "images in a batch, over all processes", "least": 2}
     )
-    crop: int = field(default=512, metadata={"help": "side of the crops, pixels"})
-    momentum: float = field(default=0.9, metadata={"help": "Nesterov momentum"})
-    weight_decay: float = field(default=1e-4, metadata={"help": "on every parameter"})
-    power: float = field(default=0.9, metadata={"help": "exponent of the learning rate's decay"})
+    accumulate: int = field(
+        default=1,
+        metadata={"help": "micro-batches that a batch is split into to save memory", "least": 1},
+    )
+    crop: int = field(default=512, metadata={"help": "side of the crops, pixels", "least": 16})
+    momentum: float = field(default=0.9, metadata={"help": "Nesterov momentum", "least": 0})
+    weight_decay: float = field(default=1e-4, metadata={"help": "on every parameter", "least": 0})
+    power: float = field(
+        default=0.9, metadata={"help": "exponent of the learning rate's decay", "least": 0}
+    )
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise CissError(
+                f"recipe.accumulate is {self.accumulate}, which does not divide recipe.batch, "
+                f"{self.batch}; choose a divisor of it"
+            )
 
 
 class InterruptedTrainingError(CissError):

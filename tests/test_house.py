@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from ciss.runtime import OLDEST_TORCH
 from ciss.training import Recipe
 
 
@@ -178,6 +179,14 @@ def test_the_library_does_not_know_its_scripts() -> None:
 def project() -> dict[str, Any]:
     found: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return found
+
+
+def test_scripts_refuse_what_the_project_does_not_run_on() -> None:
+    """They say it before anything that would read the project's file could be imported."""
+    scripts = (REPOSITORY / "workflow_scripts" / "repository.py").read_text()
+    (python,) = re.findall(r"^OLDEST_PYTHON = \((\d+), (\d+)\)$", scripts, re.MULTILINE)
+    assert project()["requires-python"].startswith(f">={'.'.join(python)},")
+    assert f"torch>={OLDEST_TORCH}" in project()["dependencies"]
 
 
 def drifted(environment: str, extras: list[str]) -> list[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import repository  # noqa: F401
 from torch import Tensor
 
-from ciss import distributed, scripting, splits
+from ciss import distributed, lineage, scripting, splits
 from ciss.attribution import attribute, save_attribution
 from ciss.checkpoint import load_model
-from ciss.flags import add_flags, from_flags
+from ciss.flags import add_flags, at_least, from_flags
 from ciss.labels import training_lookup
 from ciss.loading import EvaluationImages, evaluation_batches, shared_reading, to_network_input
 from ciss.runtime import Runtime, log, source_revision, start_torch
@@ -26,9 +26,13 @@ def main(arguments: argparse.Namespace) -> None:
     runtime = from_flags(arguments, Runtime)
     device = start_torch(runtime, same_sizes=True)
     dataset = scripting.dataset_from(arguments)
-    network, _ = load_model(arguments.model)
+    network, metadata = load_model(arguments.model)
+    lineage.check_step(arguments.model, network, arguments.step - 1)
+    lineage.check_trained(arguments.model, metadata)
+    lineage.check_classes(arguments.model, network, metadata, dataset, arguments.new_classes)
+    made_with = lineage.made_with(arguments.model)
     new = range(network.n_classes, network.n_classes + arguments.new_classes)
-    rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
+    rows = splits.read_images(arguments.split, arguments.step, "train")
     # The published code attributes random crops; whole centres make the result repeatable.
     lookup = training_lookup(dataset.lookup, new)
     images = EvaluationImages(dataset.root, rows, lookup, arguments.crop)
@@ -47,7 +51,12 @@ def main(arguments: argparse.Namespace) -> None:
     save_attribution(
         arguments.output,
         made,
-        {"method": arguments.method, "crop": arguments.crop, "source": source_revision()},
+        {
+            "method": arguments.method,
+            "crop": arguments.crop,
+            "source": source_revision(),
+            **made_with,
+        },
     )
     for label, count in zip(new, made.count.tolist(), strict=True):
         log.info("%s: %d of %d images", dataset.classes[label], count, len(images))
@@ -58,12 +67,20 @@ if __name__ == "__main__":
     scripting.add_dataset_flags(parser)
     parser.add_argument("--model", type=Path, required=True, help="model of the step before")
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--step", type=int, required=True, help="the step that will learn")
-    parser.add_argument("--new-classes", type=int, required=True, help="classes it will learn")
-    parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
+    parser.add_argument("--step", type=at_least(1), required=True, help="the step that will learn")
+    parser.add_argument(
+        "--new-classes", type=at_least(1), required=True, help="classes it will learn"
+    )
+    parser.add_argument(
+        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
+    )
     parser.add_argument("--method", default="closed_form", help="closed_form or captum")
-    parser.add_argument("--n-steps", type=int, default=50, help="steps of captum's integral")
-    parser.add_argument("--batch", type=int, default=16, help="images in a batch")
-    parser.add_argument("--output", type=Path, required=True, help="attribution to write")
+    parser.add_argument(
+        "--n-steps", type=at_least(1), default=50, help="steps of captum's integral"
+    )
+    parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch")
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="attribution to write"
+    )
     add_flags(parser, Runtime)
     scripting.run(main, parser, shared=True)

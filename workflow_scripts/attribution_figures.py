@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import repository  # noqa: F401
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from ciss.attribution import (
 )
 from ciss.checkpoint import load_model
 from ciss.datasets.base import BACKGROUND, VOID
-from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
 from ciss.index import read_index
 from ciss.labels import training_lookup
 from ciss.loading import EvaluationImages, evaluation_batches, to_network_input
@@ -116,10 +116,16 @@ if __name__ == "__main__":
     parser.add_argument("--fraction", type=float, default=0.25, help="of the channels, or number")
     parser.add_argument("--pooling", default="max_after_mean", choices=POOLINGS)
     parser.add_argument("--grouping", default="joint", choices=GROUPINGS)
-    parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
+    parser.add_argument(
+        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
+    )
     parser.add_argument("--method", default="closed_form", help="closed_form or captum")
-    parser.add_argument("--n-steps", type=int, default=50, help="steps of captum's integral")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--n-steps", type=at_least(1), default=50, help="steps of captum's integral"
+    )
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     add_option_flag(parser, "figures' style")
     add_flags(parser, Runtime)
     scripting.run(main, parser)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import repository  # noqa: F401
 
-from ciss import distributed, paths, scripting, splits
+from ciss import distributed, lineage, paths, scripting, splits
 from ciss.checkpoint import load_model
-from ciss.errors import CissError
 from ciss.evaluation import evaluate
-from ciss.flags import add_flags, from_flags
+from ciss.flags import add_flags, at_least, from_flags
 from ciss.labels import evaluation_lookup
 from ciss.loading import EvaluationImages, evaluation_batches, shared_reading
 from ciss.metrics import iou, mean_iou, write_confusion
@@ -28,13 +27,12 @@ def main(arguments: argparse.Namespace) -> None:
     device = start_torch(runtime, same_sizes=arguments.mode == "crop")
     dataset = scripting.dataset_from(arguments)
     network, metadata = load_model(arguments.model)
+    lineage.check_step(arguments.model, network, arguments.step)
+    if "initialisation" in metadata:
+        log.warning("%s is a network before its training", arguments.model)
+    lineage.check_classes(arguments.model, network, metadata, dataset)
     seen = range(1, network.n_classes)
-    rows = splits.select(splits.read_split(arguments.split), arguments.step, arguments.images)
-    if rows.empty:
-        raise CissError(
-            f"{arguments.split} has no {arguments.images} images for step {arguments.step}; set "
-            "evaluation.images to another list, or delete the split to have it made again"
-        )
+    rows = splits.read_images(arguments.split, arguments.step, arguments.images)
     images = EvaluationImages(
         dataset.root,
         rows,
@@ -66,11 +64,15 @@ if __name__ == "__main__":
     scripting.add_dataset_flags(parser)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--step", type=int, required=True)
-    parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
+    parser.add_argument("--step", type=at_least(0), required=True)
+    parser.add_argument(
+        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
+    )
     parser.add_argument("--mode", required=True, help="crop or full")
     parser.add_argument("--images", default="test", help="list of the split: test or val")
-    parser.add_argument("--batch", type=int, default=16, help="crops in a batch")
-    parser.add_argument("--output", type=Path, required=True, help="confusion matrix (CSV)")
+    parser.add_argument("--batch", type=at_least(1), default=16, help="crops in a batch")
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="confusion matrix (CSV)"
+    )
     add_flags(parser, Runtime)
     scripting.run(main, parser, shared=True)

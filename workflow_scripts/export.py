@@ -14,6 +14,7 @@ import repository  # noqa: F401
 from ciss import prediction, scripting
 from ciss.checkpoint import load_model
 from ciss.export import check_packages, export
+from ciss.flags import at_least
 from ciss.runtime import Runtime, log, start_torch
 
 
@@ -30,6 +31,8 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors")
-    parser.add_argument("--output", type=Path, required=True, help="ONNX file to write")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="ONNX file to write"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=2, help="CPU threads (default: 2)")
     scripting.run(main, parser)

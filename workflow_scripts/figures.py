@@ -51,6 +51,8 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=Path, required=True, help="results.csv of the report")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--scenario", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     add_option_flag(parser, "figures' style")
     scripting.run(main, parser)

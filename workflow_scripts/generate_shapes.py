@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import repository  # noqa: F401
 
@@ -11,6 +10,7 @@ from ciss import scripting
 from ciss.datasets import open_dataset
 from ciss.datasets.shapes import generate
 from ciss.fingerprint import write_generated
+from ciss.flags import at_least
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -28,10 +28,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = scripting.parser(__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder to write")
-    parser.add_argument("--train", type=int, required=True, help="training images")
-    parser.add_argument("--val", type=int, required=True, help="validation images")
-    parser.add_argument("--size", type=int, required=True, help="side of an image, pixels")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument(
+        "--root", type=scripting.output_folder, required=True, help="folder to write"
+    )
+    parser.add_argument("--train", type=at_least(1), required=True, help="training images")
+    parser.add_argument("--val", type=at_least(1), required=True, help="validation images")
+    parser.add_argument("--size", type=at_least(1), required=True, help="side of an image, pixels")
+    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--workers", type=at_least(0), default=1, help="processes that draw")
     scripting.run(main, parser)

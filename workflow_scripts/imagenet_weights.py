@@ -51,6 +51,6 @@ if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     parser.add_argument("--source", required=True, choices=["published", "torchvision"])
     parser.add_argument("--backbone", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=scripting.output_file, required=True)
     scripting.add_source_flags(parser)
     scripting.run(main, parser)

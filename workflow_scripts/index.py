@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import repository  # noqa: F401
 
 from ciss import scripting
+from ciss.flags import at_least
 from ciss.index import build_index, write_index
 from ciss.runtime import log, stop_request
 
@@ -40,6 +40,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--subset", action="store_true", help="a part of a published release is meant"
     )
-    parser.add_argument("--output", type=Path, required=True, help="index to write (CSV)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read masks")
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="index to write (CSV)"
+    )
+    parser.add_argument("--workers", type=at_least(0), default=1, help="processes that read masks")
     scripting.run(main, parser)

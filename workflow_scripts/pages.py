@@ -8,8 +8,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import pandas as pd
 import repository  # noqa: F401
+import pandas as pd
 import yaml
 
 from ciss import comparison, jobs, metrics, pages, paths, results, scripting, tables
@@ -192,5 +192,7 @@ if __name__ == "__main__":
     add_run_flags(parser)
     parser.add_argument("--report", required=True, help="name of the report")
     parser.add_argument("--configuration", required=True, metavar="JSON", help="to show")
-    parser.add_argument("--output", type=Path, required=True, help="the report's folder")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="the report's folder"
+    )
     scripting.run(main, parser)

@@ -15,7 +15,7 @@ import repository  # noqa: F401
 from ciss import photos, prediction, scripting
 from ciss.checkpoint import load_model
 from ciss.errors import CissError
-from ciss.flags import add_flags, from_flags
+from ciss.flags import add_flags, at_least, from_flags
 from ciss.runtime import Runtime, log, start_torch
 
 #: images that could not be segmented and are named in the last line
@@ -81,7 +81,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def share(text: str) -> float:
     """Read a number from 0 to 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return value
@@ -91,7 +94,9 @@ if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors")
     parser.add_argument("--images", type=Path, required=True, help="folder of images, or one image")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     parser.add_argument(
         "--values",
         default=prediction.VALUES[0],
@@ -103,7 +108,10 @@ if __name__ == "__main__":
         "--overlay", type=share, default=0.5, help="opacity of overlays, 0: none (default: 0.5)"
     )
     parser.add_argument(
-        "--batch", type=int, default=8, help="images of 512 × 512 pixels in a batch (default: 8)"
+        "--batch",
+        type=at_least(1),
+        default=8,
+        help="images of 512 × 512 pixels in a batch (default: 8)",
     )
     add_flags(parser, Runtime)
     scripting.run(main, parser)

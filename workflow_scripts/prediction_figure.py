@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import repository  # noqa: F401
 import numpy as np
 import pandas as pd
-import repository  # noqa: F401
 import torch
 
 from ciss import examples, figures, paths, scripting, splits
 from ciss.checkpoint import load_model
-from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
 from ciss.index import read_index
 from ciss.labels import evaluation_lookup
 from ciss.loading import EvaluationImages, evaluation_batches, to_network_input
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True, help="split with the last step")
     parser.add_argument("--run", required=True, help="its name, for the file's")
-    parser.add_argument("--steps", type=int, nargs="+", required=True, help="steps to show")
+    parser.add_argument("--steps", type=at_least(0), nargs="+", required=True, help="steps to show")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="of these steps")
     parser.add_argument(
         "--classes-per-step",
@@ -72,10 +72,14 @@ if __name__ == "__main__":
         help="outputs added at each step, step 0's with the background",
     )
     parser.add_argument("--images", default="test", help="list of the split: test or val")
-    parser.add_argument("--count", type=int, default=4, help="images to show")
-    parser.add_argument("--crop", type=int, required=True, help="side of the centre crop, pixels")
+    parser.add_argument("--count", type=at_least(1), default=4, help="images to show")
+    parser.add_argument(
+        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
+    )
     parser.add_argument("--mode", required=True, help="crop or full")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     add_option_flag(parser, "figures' style")
     add_flags(parser, Runtime)
     scripting.run(main, parser)

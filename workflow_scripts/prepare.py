@@ -8,6 +8,7 @@ from pathlib import Path
 import repository  # noqa: F401
 
 from ciss import scripting
+from ciss.flags import at_least
 from ciss.prepare import Target, explain, prepare
 from ciss.runtime import log
 
@@ -41,6 +42,8 @@ if __name__ == "__main__":
         help="data sets of which a part of the release is meant",
     )
     parser.add_argument("--explain", action="store_true", help="change nothing, only say")
-    parser.add_argument("--workers", type=int, default=1, help="processes that convert masks")
+    parser.add_argument(
+        "--workers", type=at_least(0), default=1, help="processes that convert masks"
+    )
     scripting.add_source_flags(parser)
     scripting.run(main, parser)

@@ -15,10 +15,10 @@ from pathlib import Path
 import repository  # noqa: F401
 import torch
 
-from ciss import distributed, scripting, splits
+from ciss import distributed, lineage, scripting, splits
 from ciss.checkpoint import load_model
 from ciss.files import remove_partial
-from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch
 from ciss.models import widened
@@ -35,8 +35,12 @@ def main(arguments: argparse.Namespace) -> None:
     device = start_torch(runtime, same_sizes=True)
     torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
-    rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
-    before, _ = load_model(arguments.model)
+    rows = splits.read_images(arguments.split, arguments.step, "train")
+    before, metadata = load_model(arguments.model)
+    lineage.check_step(arguments.model, before, arguments.step - 1)
+    lineage.check_trained(arguments.model, metadata)
+    lineage.check_classes(arguments.model, before, metadata, dataset, arguments.new_classes)
+    made_with = lineage.made_with(arguments.model)
     network = widened(before, arguments.new_classes, draw_of(arguments.seed, arguments.step))
     new = range(before.n_classes, network.n_classes)
     lookup = training_lookup(dataset.lookup, new)
@@ -65,7 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
         images.cache = scripting.cache_from(arguments, runtime.workers, stop)
         train(training, images, runtime, progress, stop)
         if distributed.is_main():
-            about |= {"images": len(images), "source": source_revision()}
+            about |= {"images": len(images), "source": source_revision(), **made_with}
             save_classifiers(arguments.output, learned(training), about)
             progress.finish()
 
@@ -75,12 +79,16 @@ if __name__ == "__main__":
     scripting.add_dataset_flags(parser)
     parser.add_argument("--model", type=Path, required=True, help="model of the step before")
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--step", type=int, required=True, help="the step that will learn")
-    parser.add_argument("--new-classes", type=int, required=True, help="classes it will learn")
+    parser.add_argument("--step", type=at_least(1), required=True, help="the step that will learn")
+    parser.add_argument(
+        "--new-classes", type=at_least(1), required=True, help="classes it will learn"
+    )
     parser.add_argument("--initialisation", required=True, help="one that is learned: nest")
     add_option_flag(parser, "initialisation")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="classifiers to write")
+    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="classifiers to write"
+    )
     scripting.add_reading_flags(parser)
     add_flags(parser, Recipe)
     add_flags(parser, Runtime)

@@ -37,6 +37,8 @@ if __name__ == "__main__":
         metavar="RUN=CHANNELS=PERCENT",
         help="mib_awt-10=awt=10; CHANNELS are awt, randchannels or, without any, random",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     add_option_flag(parser, "figures' style")
     scripting.run(main, parser)

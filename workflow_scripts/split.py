@@ -9,6 +9,7 @@ import repository  # noqa: F401
 
 from ciss import scripting, splits
 from ciss.files import write_text
+from ciss.flags import at_least
 from ciss.index import read_index
 from ciss.runtime import log
 from ciss.scenarios import SETUPS, parse_scenario
@@ -34,7 +35,11 @@ if __name__ == "__main__":
     parser.add_argument("--index", type=Path, required=True, help="index of the dataset")
     parser.add_argument("--scenario", required=True, help="such as 15-1")
     parser.add_argument("--setup", required=True, help=", ".join(SETUPS))
-    parser.add_argument("--steps", type=int, nargs="+", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="split to write (CSV)")
-    parser.add_argument("--manifest", type=Path, help="counts and hashes of its lists (CSV)")
+    parser.add_argument("--steps", type=at_least(0), nargs="+", required=True)
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="split to write (CSV)"
+    )
+    parser.add_argument(
+        "--manifest", type=scripting.output_file, help="counts and hashes of its lists (CSV)"
+    )
     scripting.run(main, parser)

@@ -81,5 +81,7 @@ if __name__ == "__main__":
         ("--departure", "EXPERIMENT=WHY", "not to compare, as it was not trained as published"),
     ):
         group.add_argument(flag, type=pair, nargs="+", default=[], metavar=what, help=words)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--output", type=scripting.output_folder, required=True, help="folder to write"
+    )
     scripting.run(main, parser)

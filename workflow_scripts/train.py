@@ -13,17 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import repository  # noqa: F401
+import pandas as pd
 import torch
 from torch import nn
 
-from ciss import distributed, exemplars, freezing, methods, saliency, scripting, splits
-from ciss.checkpoint import load_model, load_tensors, save_model, save_tensors
-from ciss.datasets.base import UNKNOWN
+from ciss import distributed, exemplars, freezing, lineage, methods, saliency, scripting, splits
+from ciss.checkpoint import header_of, load_model, load_tensors, save_model, save_tensors
+from ciss.datasets.base import UNKNOWN, Dataset
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
-from ciss.flags import add_flags, add_option_flag, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
 from ciss.labels import training_lookup
 from ciss.loading import Lookup, TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
@@ -35,15 +35,18 @@ from ciss.training import Recipe, Training, train
 
 
 def starting_point(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, dataset: Dataset
 ) -> tuple[SegmentationNetwork, SegmentationNetwork | None, Method]:
     """Return the network to train, its teacher and the method; at step 0 there is no teacher."""
     if arguments.step > 0:
-        if arguments.init is None or arguments.teacher is None:
-            raise CissError("a step after 0 needs --init and --teacher")
-        network, teacher = load_model(arguments.init)[0], load_model(arguments.teacher)[0]
-        n_old = teacher.n_classes
-        return network, teacher, make_method(arguments, n_old, network.n_classes - n_old)
+        network, teacher = widened_and_teacher(arguments, dataset)
+        return network, teacher, make_method(arguments, teacher.n_classes, arguments.new_classes)
+    if not 0 < arguments.new_classes <= dataset.n_classes - arguments.preallocated:
+        beside = f" and --preallocated {arguments.preallocated}" if arguments.preallocated else ""
+        raise CissError(
+            f"--new-classes {arguments.new_classes}{beside} do not fit dataset '{dataset.name}', "
+            f"which has {dataset.n_classes} classes"
+        )
     method = make_method(arguments, 0, 1 + arguments.new_classes)
     network = SegmentationNetwork(
         from_flags(arguments, NetworkConfig),
@@ -57,18 +60,46 @@ def starting_point(
     return network, None, method
 
 
+def widened_and_teacher(
+    arguments: argparse.Namespace, dataset: Dataset
+) -> tuple[SegmentationNetwork, SegmentationNetwork]:
+    """Read the files that a later step starts from.
+
+    Raises ``CissError`` where they are not of the step before, or do not belong together.
+    """
+    init, before = arguments.init, arguments.teacher
+    if init is None or before is None:
+        raise CissError("a step after 0 needs --init and --teacher")
+    network, (teacher, metadata) = load_model(init)[0], load_model(before)
+    lineage.check_step(before, teacher, arguments.step - 1)
+    lineage.check_classes(before, teacher, metadata, dataset, arguments.new_classes)
+    lineage.check_start(init, network, before, teacher, arguments.new_classes)
+    objective = methods.describe(arguments.method).base_objective
+    if objective == methods.PREALLOCATED and teacher.future is None:
+        raise CissError(
+            f"{before} has no classifiers of classes to come, from which method "
+            f"{arguments.method} starts; give a run of which step 0 has the objective {objective}"
+        )
+    return network, teacher
+
+
 def make_method(arguments: argparse.Namespace, n_old: int, n_new: int) -> Method:
     """Return the method of a later step, or step 0's training under a base objective."""
     if arguments.step == 0:
         return methods.create_base(arguments.method, n_new, options_from(arguments))
+    if methods.describe(arguments.method).closed_form:
+        raise CissError(f"method {arguments.method} trains no later step; solve.py solves it")
     if arguments.importances is None and methods.describe(arguments.method).keeps_importances:
         raise CissError(f"method {arguments.method} needs --importances of the step before")
     return methods.create(arguments.method, options_from(arguments), n_old, n_new)
 
 
-def importances_to(method: Method, path: Path, teacher: nn.Module, device: torch.device) -> None:
+def importances_to(
+    method: Method, path: Path, teacher_path: Path, teacher: nn.Module, device: torch.device
+) -> None:
     """Give a method the importances and the parameters of the step before, on the device."""
-    importances = load_tensors(path)[0]
+    importances, about = load_tensors(path)
+    lineage.check_one_run(path, about, teacher_path, header_of(teacher_path)[1]["metadata"])
     method.load_importances(
         {name: value.to(device) for name, value in importances.items()},
         {name: value.to(device) for name, value in teacher.named_parameters()},
@@ -145,8 +176,9 @@ def main(arguments: argparse.Namespace) -> None:
     device = start_torch(runtime, same_sizes=True)
     torch.manual_seed(arguments.seed)
     dataset = scripting.dataset_from(arguments)
-    rows = splits.select(splits.read_split(arguments.split), arguments.step, "train")
-    network, teacher, method = starting_point(arguments)
+    rows = splits.read_images(arguments.split, arguments.step, "train")
+    network, teacher, method = starting_point(arguments, dataset)
+    made_with = lineage.made_with(arguments.teacher)
     n_old = 0 if teacher is None else teacher.n_classes
     new = range(max(n_old, 1), network.n_classes)
     lookup = training_lookup(dataset.lookup, new)
@@ -160,7 +192,7 @@ def main(arguments: argparse.Namespace) -> None:
     check_extras(method, network)
     images.saliency = saliency_of(method, arguments, images)
     if arguments.importances is not None and teacher is not None:
-        importances_to(method, arguments.importances, teacher, device)
+        importances_to(method, arguments.importances, arguments.teacher, teacher, device)
     iterations = recipe.epochs * batches_per_epoch(len(images), recipe.batch)
     frozen = freezing.old_classifiers(network.classes_per_step) if arguments.freeze else []
     training = Training(network, teacher, method, recipe, iterations, device, frozen)
@@ -205,6 +237,7 @@ def main(arguments: argparse.Namespace) -> None:
             "processes": distributed.size(),
             "bn_batch": min(together),
             "source": source_revision(),
+            **made_with,
         }
         write_text(arguments.history, history.to_csv(index=False))
         if arguments.importances_out is not None:
@@ -223,7 +256,7 @@ if __name__ == "__main__":
     parser = scripting.parser(__doc__)
     scripting.add_dataset_flags(parser)
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument("--step", type=at_least(0), required=True)
     parser.add_argument(
         "--method",
         required=True,
@@ -240,11 +273,13 @@ if __name__ == "__main__":
         type=Path,
         help="folder of maps, in place of the method's option saliency",
     )
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--new-classes", type=int, required=True, help="classes of this step")
+    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument(
+        "--new-classes", type=at_least(1), required=True, help="classes of this step"
+    )
     parser.add_argument(
         "--preallocated",
-        type=int,
+        type=at_least(0),
         default=0,
         help="classes to come that have a classifier already (step 0)",
     )
@@ -258,9 +293,15 @@ if __name__ == "__main__":
         help="from which the teacher's class is the label of their background (default: never)",
     )
     parser.add_argument("--importances", type=Path, help="importances of the step before")
-    parser.add_argument("--importances-out", type=Path, help="importances to write")
-    parser.add_argument("--output", type=Path, required=True, help="model to write")
-    parser.add_argument("--history", type=Path, required=True, help="table of epochs to write")
+    parser.add_argument(
+        "--importances-out", type=scripting.output_file, help="importances to write"
+    )
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="model to write"
+    )
+    parser.add_argument(
+        "--history", type=scripting.output_file, required=True, help="table of epochs to write"
+    )
     scripting.add_reading_flags(parser)
     add_flags(parser, NetworkConfig)
     add_flags(parser, Recipe)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import repository  # noqa: F401
 
-from ciss import paths, scripting, transfer
+from ciss import lineage, paths, scripting, transfer
 from ciss.attribution import load_attribution
 from ciss.checkpoint import load_model, save_model
-from ciss.flags import add_option_flag, options_from
+from ciss.flags import add_option_flag, at_least, options_from
 from ciss.models import widened
 from ciss.pretuning import load_classifiers
 from ciss.progress import Progress
@@ -20,6 +20,11 @@ from ciss.runtime import log, source_revision
 def main(arguments: argparse.Namespace) -> None:
     """Write the network that the step's training starts from."""
     network, metadata = load_model(arguments.model)
+    lineage.check_step(arguments.model, network, arguments.step - 1)
+    lineage.check_trained(arguments.model, metadata)
+    for path in (arguments.attribution, arguments.pretuned):
+        if path is not None:
+            lineage.check_made_with(path, arguments.model)
     draw = transfer.draw_of(arguments.seed, arguments.step)
     wider = widened(network, arguments.new_classes, draw)
     given = None if arguments.attribution is None else load_attribution(arguments.attribution)
@@ -48,10 +53,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, required=True, help="model of the step before")
     parser.add_argument("--attribution", type=Path, help="attribution for this step's classes")
     parser.add_argument("--pretuned", type=Path, help="classifiers that pretune.py has learned")
-    parser.add_argument("--new-classes", type=int, required=True)
-    parser.add_argument("--step", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--new-classes", type=at_least(1), required=True)
+    parser.add_argument("--step", type=at_least(1), required=True)
+    parser.add_argument("--seed", type=at_least(0), required=True)
     parser.add_argument("--initialisation", required=True, help="random, mib, awt …")
     add_option_flag(parser, "initialisation")
-    parser.add_argument("--output", type=Path, required=True, help="network to write")
+    parser.add_argument(
+        "--output", type=scripting.output_file, required=True, help="network to write"
+    )
     scripting.run(main, parser)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ciss.errors import CissError
+from ciss.flags import check_value
 from ciss.names import unknown
 
 #: options from which the channel masks are made, for initialisations that need attribution
@@ -99,10 +100,11 @@ def check_name(name: str) -> None:
 def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of an initialisation: its defaults, overridden by ``given``.
 
-    Raises ``CissError`` for an option that it does not have.
+    Raises ``CissError`` for an option, or a value of one, that it does not have.
     """
     defaults = describe(name).defaults
-    for option in given:
+    for option, value in given.items():
         if option not in defaults:
             raise CissError(unknown(f"option of initialisation {name}", option, defaults))
+        check_value(f"option {option} of initialisation {name}", value, defaults[option])
     return {**defaults, **given}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciss.errors import CissError
+from ciss.flags import check_value
 from ciss.names import unknown
 
 if TYPE_CHECKING:
@@ -112,11 +113,12 @@ def method_class(name: str) -> type[Method]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ``CissError`` where ``options`` has one, or a word for one, that is unknown."""
+    """Raise ``CissError`` where ``options`` has one, or a value for one, that does not exist."""
     described = describe(name)
     for option, value in options.items():
         if option not in described.defaults:
             raise CissError(unknown(f"option of method {name}", option, described.defaults))
+        check_value(f"option {option} of method {name}", value, described.defaults[option])
         if option in described.choices and value not in described.choices[option]:
             where = f"value of option {option} of method {name}"
             raise CissError(unknown(where, value, described.choices[option]))
