@@ -245,9 +245,10 @@ def run(
     """
     arguments = made.parse_args()
     try:
+        start_logging(None)
+        _check_written(arguments)
         start_logging(arguments.log)
         check_torch()
-        _check_written(arguments)
         _check_numbers(arguments)
         several = getattr(arguments, "processes", 1) > 1 or distributed.is_launched()
         if several and not shared:

@@ -49,7 +49,7 @@ _CHECK_EVERY = 20
 class Recipe:
     """How one step is trained; see ``config.yaml`` for the reasons of the defaults.
 
-    Raises ``CissError`` where ``accumulate`` does not divide ``batch``.
+    Raises ``CissError`` where there are more micro-batches than images.
     """
 
     epochs: int = field(metadata={"help": "passes over the step's images", "least": 1})
@@ -70,10 +70,10 @@ class Recipe:
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
 
     def __post_init__(self) -> None:
-        if self.batch % self.accumulate:
+        if self.accumulate > self.batch:
             raise CissError(
-                f"recipe.accumulate is {self.accumulate}, which does not divide recipe.batch, "
-                f"{self.batch}; choose a divisor of it"
+                f"recipe.accumulate is {self.accumulate}, more micro-batches than recipe.batch has "
+                f"images, {self.batch}; choose a divisor of it"
             )
 
 
