@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shlex
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
@@ -158,11 +159,14 @@ def _refuse_pickle(path: Path | str) -> None:
     """Say of a file as PyTorch writes it what it is: else it would be called damaged."""
     try:
         with Path(path).open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError:  # told by who opens it next
         return
+    # A header of 640 bytes, and others, has a length that looks like the start of a pickle.
+    if start[8:] == b"{":
+        return
     # A pickle of any protocol in use, or the zip archive that torch.save packs it in.
-    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
+    if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", start):
         raise CissError(
             f"{path} is a file of PyTorch (a pickle), which can run code when it is read and is "
             "not opened here; give a model.safetensors of this pipeline (for weights of others to "

@@ -71,6 +71,16 @@ def test_tensor_round_trip(tmp_path, dtype):
         assert torch.equal(loaded[name], value)
 
 
+def test_no_length_of_a_header_is_taken_for_a_pickle(tmp_path):
+    starts = set()
+    for words in range(180):
+        save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(1)}, {"a": "x" * 8 * words})
+        starts.add((tmp_path / "t.safetensors").read_bytes()[:2])
+        load_tensors(tmp_path / "t.safetensors")
+    # as the pickles of protocols 2 to 5 begin
+    assert {b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"} <= starts
+
+
 def test_damage_is_found_wherever_it_is(tmp_path, network):
     path = tmp_path / "model.safetensors"
     save_model(path, network, METADATA)
