@@ -87,7 +87,7 @@ def check_comments():
     known = command_line()
     for entry in (known and known.config) or []:
         name, _, value = entry.partition("=")
-        if re.match(r"[^{[]*\s#", value):
+        if re.match(r"(?!\s*[\"'])[^{[]*\s#", value):
             stop(
                 f"--config {entry}: Snakemake takes ' #' and what follows for a comment; set {name} "
                 "in a file and give that, --configfile mine.yaml"

@@ -78,6 +78,9 @@ def check_requested_files():
     for target in all_targets():
         if Path(target).stem == target or Path(target).exists():
             continue
+        if not Path(target).is_absolute():
+            # So Snakemake reads it: ./results/x is results/x.
+            target = os.path.relpath(target)
         makers = [rule for rule in workflow.rules if rule.is_producer(target)]
         if not makers:
             stop(no_such_file(target))

@@ -74,6 +74,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "step 0": (["results/voc/25/ce/seed1/step0/model.safetensors"], ["'25'", "20 classes"]),
     "file": (["results/voc/15-1/split.cvs"], ["split.cvs", "did you mean split.csv"]),
 }
+#: what looks wrong and is not
+RIGHT = {
+    "file in another spelling": ["-n", f"./{Path(STEP).parents[3]}/../15-1//split.csv"],
+    "sharp sign in quotes": ["--dry-run", "--config", "images='roll #1'"],
+}
 #: what Snakemake refuses before it reads the Snakefile, in words of its own
 SNAKEMAKES_OWN: dict[str, tuple[list[str], list[str]]] = {
     "absent file": (["--configfile", "absent.yaml"], ["absent.yaml", "No such file"]),
@@ -97,6 +102,7 @@ def ended(shared: Path, clone: Path) -> dict[str, Ended]:
             (folder / STEP).write_text("trained for a day")
             before = contents(folder)
             commands = {name: words for name, (words, _) in (WRONG | SNAKEMAKES_OWN).items()}
+            commands |= RIGHT
             lines = [command_line(words) for words in commands.values()]
             results = dict(zip(commands, dry_runs(folder, lines), strict=True))
             # Snakemake was to run: what it notes of the results when it begins is no harm.
@@ -124,6 +130,12 @@ def test_snakemake_says_it_in_its_own_words(name: str, ended: dict[str, Ended]) 
     assert ended[name].status not in (0, 70)
     for word in SNAKEMAKES_OWN[name][1]:
         assert word in ended[name].said
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_planned(name: str, ended: dict[str, Ended]) -> None:
+    assert ended[name].status == 0, ended[name].said
+    assert "Job stats" in ended[name].said
 
 
 def test_nothing_is_changed_lost_or_left(ended: dict[str, Ended]) -> None:
