@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -73,20 +74,27 @@ def _reader(kind: type[Any], least: float | None) -> Callable[[str], Any]:
     return kind if least is None else at_least(least, kind)
 
 
-def at_least(least: float, kind: type[Any] = int) -> Callable[[str], Any]:
-    """Return what reads a finite number of ``kind`` from ``least`` on, for ``add_argument``."""
-    what = "whole number" if kind is int else "number"
+def at_least(
+    least: float, kind: type[Any] = int, most: float = sys.float_info.max
+) -> Callable[[str], Any]:
+    """Return what reads a finite number of ``kind`` within limits, for ``add_argument``."""
+    what = "whole number" if kind is int else "finite number"
+    end = "" if most == sys.float_info.max else f" and at most {most}"
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a {what} of at least {least}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {what} of at least {least}{end}")
         return value
 
     return read
+
+
+#: reads a seed: what all generators take
+seed = at_least(0, most=2**32 - 1)
 
 
 def _boolean(text: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import math
 import os
 import re
 import sys
@@ -212,26 +211,6 @@ def _checksum(text: str) -> tuple[str, str]:
     return name, digest.lower()
 
 
-#: flags that must be at least 1; other numbers at least 0
-_AT_LEAST_1 = ("accumulate", "batch", "crop", "epochs", "new_classes", "processes", "threads")
-#: largest seed that all generators take
-_LARGEST_SEED = 2**32 - 1
-
-
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be meant; Snakemake checked the configuration's when planning."""
-    for name, value in vars(arguments).items():
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float):
-                continue
-            least = int(name in _AT_LEAST_1)
-            most = _LARGEST_SEED if name == "seed" else math.inf
-            if not least <= number <= most or number == math.inf:
-                limits = f"from {least} to {most}" if name == "seed" else f"of at least {least}"
-                flag = name.replace("_", "-")
-                raise CissError(f"--{flag} is {number}; give a finite number {limits}")
-
-
 def run(
     main: Callable[[argparse.Namespace], None],
     made: argparse.ArgumentParser,
@@ -249,7 +228,6 @@ def run(
         _check_written(arguments)
         start_logging(arguments.log)
         check_torch()
-        _check_numbers(arguments)
         several = getattr(arguments, "processes", 1) > 1 or distributed.is_launched()
         if several and not shared:
             raise CissError(f"{made.prog} does its work in one process; start it without others")

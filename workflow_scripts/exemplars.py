@@ -9,7 +9,7 @@ import repository  # noqa: F401
 import pandas as pd
 
 from ciss import exemplars, scripting, splits
-from ciss.flags import at_least
+from ciss.flags import at_least, seed
 from ciss.index import read_index
 from ciss.runtime import log
 from ciss.scenarios import SETUPS, parse_scenario
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("--scenario", required=True, help="such as 15-1")
     parser.add_argument("--setup", required=True, help=", ".join(SETUPS))
     parser.add_argument("--images", type=at_least(1), required=True, help="images in the memory")
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument(
         "--output", type=scripting.output_file, required=True, help="exemplars to write (CSV)"
     )

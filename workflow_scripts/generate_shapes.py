@@ -10,7 +10,7 @@ from ciss import scripting
 from ciss.datasets import open_dataset
 from ciss.datasets.shapes import generate
 from ciss.fingerprint import write_generated
-from ciss.flags import at_least
+from ciss.flags import at_least, seed
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -34,6 +34,6 @@ if __name__ == "__main__":
     parser.add_argument("--train", type=at_least(1), required=True, help="training images")
     parser.add_argument("--val", type=at_least(1), required=True, help="validation images")
     parser.add_argument("--size", type=at_least(1), required=True, help="side of an image, pixels")
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument("--workers", type=at_least(0), default=1, help="processes that draw")
     scripting.run(main, parser)

@@ -18,7 +18,7 @@ import torch
 from ciss import distributed, lineage, scripting, splits
 from ciss.checkpoint import load_model
 from ciss.files import remove_partial
-from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from, seed
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, batches_per_epoch
 from ciss.models import widened
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--initialisation", required=True, help="one that is learned: nest")
     add_option_flag(parser, "initialisation")
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument(
         "--output", type=scripting.output_file, required=True, help="classifiers to write"
     )

@@ -19,7 +19,7 @@ from ciss import distributed, lineage, methods, ridge, scripting, splits
 from ciss.checkpoint import header_of, load_model, save_model
 from ciss.datasets import Dataset
 from ciss.errors import CissError
-from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from, seed
 from ciss.labels import training_lookup
 from ciss.loading import TrainingImages, shared_reading, single_pass
 from ciss.models import SegmentationNetwork
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--method", required=True, help="a closed-form method: cfs")
     add_option_flag(parser, "method")
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument(
         "--crop", type=at_least(16), required=True, help="side of the crops, pixels"
     )

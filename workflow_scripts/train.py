@@ -23,7 +23,7 @@ from ciss.checkpoint import header_of, load_model, load_tensors, save_model, sav
 from ciss.datasets.base import UNKNOWN, Dataset
 from ciss.errors import CissError
 from ciss.files import remove_partial, write_text
-from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from
+from ciss.flags import add_flags, add_option_flag, at_least, from_flags, options_from, seed
 from ciss.labels import training_lookup
 from ciss.loading import Lookup, TrainingImages, batches_per_epoch, micro_batches
 from ciss.methods.base import Method
@@ -273,7 +273,7 @@ if __name__ == "__main__":
         type=Path,
         help="folder of maps, in place of the method's option saliency",
     )
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument(
         "--new-classes", type=at_least(1), required=True, help="classes of this step"
     )

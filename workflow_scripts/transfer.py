@@ -10,7 +10,7 @@ import repository  # noqa: F401
 from ciss import lineage, paths, scripting, transfer
 from ciss.attribution import load_attribution
 from ciss.checkpoint import load_model, save_model
-from ciss.flags import add_option_flag, at_least, options_from
+from ciss.flags import add_option_flag, at_least, options_from, seed
 from ciss.models import widened
 from ciss.pretuning import load_classifiers
 from ciss.progress import Progress
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     parser.add_argument("--pretuned", type=Path, help="classifiers that pretune.py has learned")
     parser.add_argument("--new-classes", type=at_least(1), required=True)
     parser.add_argument("--step", type=at_least(1), required=True)
-    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--seed", type=seed, required=True)
     parser.add_argument("--initialisation", required=True, help="random, mib, awt …")
     add_option_flag(parser, "initialisation")
     parser.add_argument(
