@@ -121,12 +121,10 @@ def method_option_flags(method):
     options = dict(method.options)
     if saliency_folder(method) is not None:
         options["saliency"] = "folder"
-    if (
-        options.get("saliency", ciss.datasets.base.BUILTIN)
-        != ciss.datasets.base.BUILTIN
-    ):
-        # It is of the built-in maps.
-        options.pop("saliency_threshold", None)
+    threshold = "saliency_threshold"
+    if threshold in options and options["saliency"] != ciss.datasets.base.BUILTIN:
+        # It is of the built-in maps: with others, whatever it is set to is as the default.
+        options[threshold] = methods.describe(method.kind).defaults[threshold]
     return option_flags(options)
 
 

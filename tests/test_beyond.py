@@ -193,6 +193,9 @@ def test_what_a_change_reruns_of_ssul(made: Path, tmp_path: Path) -> None:
     for (name, (_, expected)), run in zip(SETTINGS.items(), runs, strict=True):
         assert run.status == 0, run.output
         assert run.jobs == expected, name
+    # An option that is left out where it changes nothing would rerun the models of before that.
+    records = (made / artifact("ssul", "records.json")).read_text()
+    assert "saliency_threshold=1.5" in records
     # Scenarios that begin with the same classes share its step 0.
     assert (sharing.jobs["train_base"], sharing.jobs["train_step"]) == (1, 2 + 1)
     some = next((folder / MAPS).iterdir())
