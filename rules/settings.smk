@@ -340,10 +340,13 @@ def processes(resources):
 
 def queued():
     """Whether jobs are submitted to a cluster; known once rules are read."""
-    # A dry run with a number of jobs in a queue may be one for a cluster.
-    return not workflow.local_exec or (
-        workflow.dryrun and workflow.resource_settings.nodes is not None
-    )
+    if not workflow.dryrun:
+        return not workflow.local_exec
+    # A dry run does not tell which executor its profile names, if it has one.
+    known = command_line()
+    named = ["?"] if known is None else [*(known.profile or []), known.executor]
+    elsewhere = {*named} - {None, "none", "local"}
+    return bool(elsewhere) and workflow.resource_settings.nodes is not None
 
 
 @cache

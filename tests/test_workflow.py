@@ -991,6 +991,9 @@ def test_a_path_that_a_submitted_command_would_not_keep_is_refused(clone: Path) 
     )
     assert run.status != 0
     assert "Error: results is 'a $HOME', but what Snakemake submits to a cluster" in run.output
+    # Here two jobs at a time may run under any path.
+    run = snakemake(clone, "-j", 2, "-n", "shapes_10-5_ft", "--config", "results=a $HOME")
+    assert run.status == 0, run.output
 
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]], ids=["local", "slurm"])
