@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -58,21 +59,33 @@ def test_neither_place_nor_times_matter(root: Path, tmp_path: Path) -> None:
 def test_content_matters(root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     seen = {taken(root, cache)}
+
+    def noticed(changed: Path, seconds: int = 0) -> None:
+        # Nothing is young, so that what was remembered of all files is asked first.
+        os.utime(changed, (LONG_AGO, LONG_AGO + seconds))
+        before = len(seen)
+        seen.add(taken(root, cache))
+        assert len(seen) == before + 1
+        assert json.loads(cache.read_text().partition("\n")[0])["state"]
+
     flip_a_byte(mask(root))
-    seen.add(taken(root, cache))
+    noticed(mask(root), seconds=1)
+    mask(root).write_bytes(mask(root).read_bytes() + b"!")
+    noticed(mask(root), seconds=1)
     image = root / "JPEGImages/train_000003.jpg"
     image.write_bytes(image.read_bytes() + b"!")
-    seen.add(taken(root, cache))
-    lines = (root / "splits/train_aug.txt").read_text().splitlines()
-    (root / "splits/train_aug.txt").write_text("\n".join(reversed(lines)))
-    seen.add(taken(root, cache))
-    (root / "splits/train_aug.txt").write_text("\n".join(lines[1:]))
+    noticed(image)
+    lists = root / "splits/train_aug.txt"
+    lines = lists.read_text().splitlines()
+    lists.write_text("\n".join(reversed(lines)))
+    noticed(lists)
+    lists.write_text("\n".join(lines[1:]))
+    noticed(lists)
+    image.unlink()
     seen.add(taken(root, cache))
     mask(root).unlink()
     seen.add(taken(root, cache))
-    image.unlink()
-    seen.add(taken(root, cache))
-    assert len(seen) == 7
+    assert len(seen) == 8
 
 
 def test_second_call_reads_no_mask(
