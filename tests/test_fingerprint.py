@@ -81,11 +81,16 @@ def test_content_matters(root: Path, tmp_path: Path) -> None:
     noticed(lists)
     lists.write_text("\n".join(lines[1:]))
     noticed(lists)
+    # The same files in the same order, but the last for training is one to validate on.
+    lists.write_text("\n".join(lines[1:-1]))
+    val = root / "splits/val.txt"
+    val.write_text("\n".join([lines[-1], val.read_text()]))
+    noticed(val)
     image.unlink()
     seen.add(taken(root, cache))
     mask(root).unlink()
     seen.add(taken(root, cache))
-    assert len(seen) == 8
+    assert len(seen) == 9
 
 
 def test_second_call_reads_no_mask(
