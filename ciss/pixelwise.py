@@ -62,6 +62,11 @@ class Upsampled(NamedTuple):
         return vertical, interpolation(width, wide, dtype, device), below
 
 
+_LOST_GRADIENT = (
+    "a function of pixels uses a tensor beside the student's logits that wants a gradient, which "
+    "it would not get; compute that term elsewhere, or detach the tensor"
+)
+
 #: (labels [b, r, W], student's logits [b, N, r, W], the teacher's or None, …) -> maps [b, r, W]
 PerPixel = Callable[..., Mapping[str, Tensor]]
 
@@ -80,7 +85,13 @@ def pixel_means(
     ``RuntimeError`` says so where ``per_pixel`` uses another tensor that wants a gradient.
     """
     work = _Work(per_pixel, labels, student, teacher, others)
-    if not (torch.is_grad_enabled() and student.maps.requires_grad):
+    if not torch.is_grad_enabled():
+        return work.means()
+    # Blocks of these are cut where nothing is differentiated.
+    for given in (*others, *([] if teacher is None else [teacher.maps])):
+        if given.requires_grad:
+            raise RuntimeError(_LOST_GRADIENT)
+    if not student.maps.requires_grad:
         return work.means()
     names: list[str] = []
     means: tuple[Tensor, ...] = _Means.apply(student.maps, work, names)
@@ -136,7 +147,8 @@ class _Means(torch.autograd.Function):
         names.extend(means)
         ctx.work = work
         ctx.save_for_backward(gradient)
-        return tuple(means.values())
+        # Views of one tensor could not be changed in place.
+        return tuple(mean.clone() for mean in means.values())
 
     @staticmethod
     @once_differentiable
@@ -169,11 +181,7 @@ def _check_ends(values: Tensor, logits: Tensor) -> None:
             continue
         seen.add(node)
         if getattr(node, "variable", logits) is not logits:
-            raise RuntimeError(
-                "a function of pixels uses a tensor beside the student's logits that wants a "
-                "gradient, which it would not get; compute that term elsewhere, or detach the "
-                "tensor"
-            )
+            raise RuntimeError(_LOST_GRADIENT)
         ahead += [following for following, _ in node.next_functions]
 
 

@@ -146,14 +146,39 @@ def test_without_a_gradient_only_means_are_computed() -> None:
     torch.testing.assert_close(terms["a"], expected.detach())
 
 
-def test_a_gradient_that_would_be_lost_is_refused() -> None:
-    factor = draw(1).requires_grad_()
-    with pytest.raises(RuntimeError, match="beside the student's logits"):
-        pixel_means(
-            lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows) * factor.exp()},
+@pytest.mark.parametrize("which", ["closure", "other", "teacher"])
+def test_a_gradient_that_would_be_lost_is_refused(which: str) -> None:
+    student, teacher = (Upsampled(draw(3, 5, 6, 5), SIZE) for _ in range(2))
+    factor, other = draw(1), draw(3, *SIZE)
+
+    def means() -> Tensor:
+        return pixel_means(
+            lambda rows, ours, its, more: {"a": losses.distillation(ours, its) * factor * more},
             labels(),
-            Upsampled(draw(3, 5, 6, 5).requires_grad_(), SIZE),
-        )
+            student,
+            teacher,
+            other,
+        )["a"]
+
+    student.maps.requires_grad_()
+    assert means().requires_grad
+    {"closure": factor, "other": other, "teacher": teacher.maps}[which].requires_grad_()
+    with pytest.raises(RuntimeError, match="beside the student's logits"):
+        means()
+    with torch.no_grad():
+        assert means().isfinite()
+
+
+def test_means_can_be_weighted_in_place() -> None:
+    maps = draw(3, 5, 6, 5).requires_grad_()
+    terms = pixel_means(
+        lambda rows, ours, its: {"a": losses.cross_entropy(ours, rows), "b": ours.mean(dim=1)},
+        labels(),
+        Upsampled(maps, SIZE),
+    )
+    expected = torch.autograd.grad(2 * terms["a"] + terms["b"], maps, retain_graph=True)[0]
+    terms["a"] *= 2
+    torch.testing.assert_close(torch.autograd.grad(terms["a"] + terms["b"], maps)[0], expected)
 
 
 def test_half_precision_adds_its_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
