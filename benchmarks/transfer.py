@@ -73,7 +73,7 @@ def measure(config: NetworkConfig, classes: tuple[int, int], folder: Path, round
         times["published"],
         times["ours"],
         note="Transfer: AWT, from the files of the step before; ours also checks their checksum "
-        "and writes the result, with another checksum, to a file.",
+        "and that no tensor has a NaN, and writes the result, with another checksum, to a file.",
     )
 
 
