@@ -152,7 +152,8 @@ def _list_problems(dataset: Dataset, listing: Listing, is_subset: bool) -> Itera
     described = get_kind(dataset.kind)
     hint = f"; if a subset is meant, set datasets.{dataset.name}.subset: true"
     if not is_subset:
-        for mask in described.masks_without_image(dataset.root, **dataset.files):
+        used = {mask for pairs in listing.values() for _, mask in pairs}
+        for mask in sorted({*described.list_masks(dataset.root, **dataset.files)} - used):
             yield Problem(NO_IMAGE + hint, mask)
     for subset, pairs in listing.items():
         published = described.IMAGES.get(subset)

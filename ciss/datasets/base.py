@@ -56,8 +56,9 @@ class Kind:
     PALETTE: npt.NDArray[np.uint8] | None = None
     #: what the user may say of where files lie: raises ``CissError``, returns the subsets
     check_files: Callable[[str, Mapping[str, Any]], tuple[str, ...]] | None = None
-    #: masks that no image goes with, by the same arguments as ``list_images``
-    masks_without_image: Callable[..., list[str]] = lambda root, **files: []
+    #: all masks that there are, by the same arguments as ``list_images``: one without an image is
+    #: a problem
+    list_masks: Callable[..., list[str]] = lambda root, **files: []
     #: what may have happened to a mask, from its mode and raw values; empty for no idea
     explain: Callable[[str, npt.NDArray[np.int64]], str] = lambda mode, values: ""
 

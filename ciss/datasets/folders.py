@@ -145,35 +145,22 @@ def _pairs(
     return pairs
 
 
-def masks_without_image(
+def list_masks(
     root: Path,
-    images: str | Mapping[str, str],
     masks: str | Mapping[str, str],
-    image_suffix: str = "",
     mask_suffix: str = "",
     lists: Mapping[str, str] | None = None,
     **_: object,
 ) -> list[str]:
-    """Return the masks that go with no image, sorted; none where lists say which images are meant.
+    """Return all masks in their folders; none where lists say which images are meant.
 
     Where both lie in one folder, an image without a mask may be taken for one.
     """
     if lists is not None:
         return []
-    if isinstance(images, Mapping):
-        assert isinstance(masks, Mapping)
-        folders = [(images[subset], masks[subset]) for subset in images]
-    else:
-        assert isinstance(masks, str)
-        folders = [(images, masks)]
-    there: set[str] = set()
-    used: set[str] = set()
-    for image_folder, mask_folder in folders:
-        files = _files(root, mask_folder, mask_suffix, MASK_SUFFIXES)
-        there |= {paths[0] for paths in files.values()}
-        pairs = _pairs(root, image_folder, mask_folder, image_suffix, mask_suffix)
-        used |= {mask for _, mask in pairs.values()}
-    return sorted(there - used)
+    folders = masks.values() if isinstance(masks, Mapping) else [masks]
+    found = [_files(root, folder, mask_suffix, MASK_SUFFIXES) for folder in folders]
+    return [paths[0] for files in found for paths in files.values()]
 
 
 def _files(root: Path, folder: str, ending: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
