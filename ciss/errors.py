@@ -9,11 +9,12 @@ class CissError(Exception):
     """
 
 
+#: what to do where packages are missing or of other versions
+INSTALL = "install the versions of constraints.txt, with make setup or as docs/environments.md says"
+
+
 def import_error(error: ImportError) -> str:
     """Say what a failed import means: a package that is not there, or of another version."""
-    remedy = (
-        "install the versions of constraints.txt, with make setup or as docs/environments.md says"
-    )
     if isinstance(error, ModuleNotFoundError):
-        return f"the Python package '{(error.name or '?').partition('.')[0]}' is missing; {remedy}"
-    return f"the installed packages do not fit this code ({error}); {remedy}"
+        return f"the Python package '{(error.name or '?').partition('.')[0]}' is missing; {INSTALL}"
+    return f"the installed packages do not fit this code ({error}); {INSTALL}"

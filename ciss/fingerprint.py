@@ -69,7 +69,7 @@ def fingerprint(dataset: Dataset, cache: Path) -> str:
     settled = _settled(hashes, stats)
     if len(settled) < len(masks):
         state = ""
-    if remembered != settled or known != {**known, "fingerprint": found, "state": state}:
+    if remembered != settled or (known.get("fingerprint"), known.get("state")) != (found, state):
         _write_cache(cache, dataset.root, found, settled, state)
     return found
 

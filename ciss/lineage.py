@@ -37,9 +37,14 @@ def check_step(path: Path, network: SegmentationNetwork, step: int) -> None:
         )
 
 
+def is_trained(metadata: Metadata) -> bool:
+    """Tell a model from the network that a step starts from, before its training."""
+    return "initialisation" not in metadata
+
+
 def check_trained(path: Path, metadata: Metadata) -> None:
     """Raise ``CissError`` for a network that a step starts from, which was not trained yet."""
-    if "initialisation" in metadata:
+    if not is_trained(metadata):
         raise CissError(
             f"{path} is the network that a step starts from, before its training; give the "
             "model.safetensors that train.py makes of it"

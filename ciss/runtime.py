@@ -22,7 +22,7 @@ import torch
 
 import ciss
 from ciss import distributed
-from ciss.errors import CissError
+from ciss.errors import INSTALL, CissError
 
 log = logging.getLogger("ciss")
 
@@ -100,8 +100,8 @@ def check_torch() -> None:
     """Raise ``CissError`` where PyTorch is older than this code needs."""
     if torch.__version__ < OLDEST_TORCH:
         raise CissError(
-            f"PyTorch {torch.__version__} is installed, {OLDEST_TORCH} or newer is needed; install "
-            "the versions of constraints.txt, with make setup or as docs/environments.md says"
+            f"PyTorch {torch.__version__} is installed, {OLDEST_TORCH} or newer is needed; "
+            f"{INSTALL}"
         )
 
 

@@ -18,7 +18,7 @@ from ciss import distributed
 from ciss.datasets import BACKGROUNDS, Dataset, open_dataset
 from ciss.download import Sources
 from ciss.errors import CissError, import_error
-from ciss.flags import from_flags, values_from
+from ciss.flags import at_least, from_flags, values_from
 from ciss.runtime import (
     Runtime,
     StopRequest,
@@ -150,6 +150,11 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
         void=arguments.void,
         files=getattr(arguments, "files", None),
     )
+
+
+def add_crop_flag(made: argparse.ArgumentParser, what: str = "side of the centre crop") -> None:
+    """Add ``--crop``, for a script that has no recipe."""
+    made.add_argument("--crop", type=at_least(16), required=True, help=f"{what}, pixels")
 
 
 def add_reading_flags(made: argparse.ArgumentParser) -> None:

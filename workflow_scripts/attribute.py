@@ -71,9 +71,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--new-classes", type=at_least(1), required=True, help="classes it will learn"
     )
-    parser.add_argument(
-        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
-    )
+    scripting.add_crop_flag(parser)
     parser.add_argument("--method", default="closed_form", help="closed_form or captum")
     parser.add_argument(
         "--n-steps", type=at_least(1), default=50, help="steps of captum's integral"

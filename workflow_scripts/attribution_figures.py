@@ -116,9 +116,7 @@ if __name__ == "__main__":
     parser.add_argument("--fraction", type=float, default=0.25, help="of the channels, or number")
     parser.add_argument("--pooling", default="max_after_mean", choices=POOLINGS)
     parser.add_argument("--grouping", default="joint", choices=GROUPINGS)
-    parser.add_argument(
-        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
-    )
+    scripting.add_crop_flag(parser)
     parser.add_argument("--method", default="closed_form", help="closed_form or captum")
     parser.add_argument(
         "--n-steps", type=at_least(1), default=50, help="steps of captum's integral"

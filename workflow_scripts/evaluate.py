@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
     dataset = scripting.dataset_from(arguments)
     network, metadata = load_model(arguments.model)
     lineage.check_step(arguments.model, network, arguments.step)
-    if "initialisation" in metadata:
+    if not lineage.is_trained(metadata):
         log.warning("%s is a network before its training", arguments.model)
     lineage.check_classes(arguments.model, network, metadata, dataset)
     seen = range(1, network.n_classes)
@@ -65,9 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--step", type=at_least(0), required=True)
-    parser.add_argument(
-        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
-    )
+    scripting.add_crop_flag(parser)
     parser.add_argument("--mode", required=True, help="crop or full")
     parser.add_argument("--images", default="test", help="list of the split: test or val")
     parser.add_argument("--batch", type=at_least(1), default=16, help="crops in a batch")

@@ -73,9 +73,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--images", default="test", help="list of the split: test or val")
     parser.add_argument("--count", type=at_least(1), default=4, help="images to show")
-    parser.add_argument(
-        "--crop", type=at_least(16), required=True, help="side of the centre crop, pixels"
-    )
+    scripting.add_crop_flag(parser)
     parser.add_argument("--mode", required=True, help="crop or full")
     parser.add_argument(
         "--output", type=scripting.output_folder, required=True, help="folder to write"

@@ -143,9 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--method", required=True, help="a closed-form method: cfs")
     add_option_flag(parser, "method")
     parser.add_argument("--seed", type=seed, required=True)
-    parser.add_argument(
-        "--crop", type=at_least(16), required=True, help="side of the crops, pixels"
-    )
+    scripting.add_crop_flag(parser, "side of the crops")
     parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch")
     parser.add_argument(
         "--output", type=scripting.output_file, required=True, help="model to write"
