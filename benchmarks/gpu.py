@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,6 +106,23 @@ def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def keep(
+    path: Path,
+    sections: dict[str, dict[str, Any]],
+    name: str,
+    where: Mapping[str, Any],
+    rows: list[Row],
+    error: str,
+    *,
+    begun: float,
+) -> None:
+    """Put what a section that began at ``begun`` has come to among ``sections``, and write them."""
+    seconds = round(time.monotonic() - begun, 1)
+    found = [asdict(row) for row in rows]
+    sections[name] = {**where, "seconds": seconds, "error": error, "rows": found}
+    write(path, sections)
+
+
 def run_section(name: str, machine: Machine, note: Callable[[list[Row], str], None]) -> str:
     """Measure one section; returns why it ended before its end.
 
@@ -150,14 +168,8 @@ def measure(arguments: argparse.Namespace, command: str) -> int:
                 arguments.workers,
                 arguments.cases,
             )
-            section_begun, where = time.monotonic(), about(machine, command)
-
-            def note(rows: list[Row], error: str) -> None:
-                seconds = round(time.monotonic() - section_begun, 1)  # noqa: B023
-                found = [asdict(row) for row in rows]
-                sections[name] = {**where, "seconds": seconds, "error": error, "rows": found}  # noqa: B023
-                write(arguments.output, sections)
-
+            where = about(machine, command)
+            note = partial(keep, arguments.output, sections, name, where, begun=time.monotonic())
             error = run_section(name, machine, note)
         if error:
             failed.append(name)
