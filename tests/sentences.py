@@ -23,7 +23,6 @@ from unittest import mock
 
 from helpers import REPOSITORY
 
-from ciss import runtime
 from ciss.errors import CissError
 
 #: how the line of a sentence begins: of a script, of its parser of flags, of the Snakefile
@@ -46,7 +45,6 @@ class Ended(NamedTuple):
 def run_script(name: str, *arguments: object) -> Ended:
     """Run a script of ``workflow_scripts/`` within this process, as its command line does."""
     path = REPOSITORY / "workflow_scripts" / name
-    before = list(runtime.log.handlers)
     said = io.StringIO()
     status: object = 0
     with (
@@ -59,10 +57,6 @@ def run_script(name: str, *arguments: object) -> Ended:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as ended:
             status = ended.code
-        finally:
-            for handler in set(runtime.log.handlers) - set(before):
-                runtime.log.removeHandler(handler)
-                handler.close()
     return _ended(status, said.getvalue())
 
 

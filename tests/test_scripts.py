@@ -15,7 +15,7 @@ import pytest
 from helpers import REPOSITORY, full_disk, run_python
 from PIL import Image
 
-from ciss import distributed, reports, results, runtime, scripting
+from ciss import distributed, reports, results, scripting
 from ciss.errors import CissError
 from ciss.flags import value_flags
 from ciss.index import read_index
@@ -162,16 +162,11 @@ def run_main(
     def run(main: Callable[[Any], None], *words: str) -> tuple[int | str | None, str]:
         log = tmp_path / "log"
         monkeypatch.setattr(sys, "argv", ["script", "--log", str(log), *words])
-        before = list(runtime.log.handlers)
         status: int | str | None = 0
         try:
             scripting.run(main, scripting.parser("Do something."))
         except SystemExit as ended:
             status = ended.code
-        finally:
-            for handler in set(runtime.log.handlers) - set(before):
-                runtime.log.removeHandler(handler)
-                handler.close()
         return status, log.read_text()
 
     return run

@@ -267,14 +267,23 @@ VOC: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", VOC)
-def test_an_index_of_wrong_data(name: str, data: Path) -> None:
-    harm, words = VOC[name]
+def assert_index_refused(
+    make: Callable[[Path, Path], Ended],
+    harm: Callable[[Path], object],
+    words: list[str],
+    data: Path,
+) -> None:
     root, results = data / "data", data / "results"
     harm(root)
     # What was looked at is kept, to go on from.
-    run = partial(index_voc, root, results)
+    run = partial(make, root, results)
     assert_refused(run, words, data, may_leave=["results/index.progress"])
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_an_index_of_wrong_data(name: str, data: Path) -> None:
+    harm, words = VOC[name]
+    assert_index_refused(index_voc, harm, words, data)
 
 
 BY_SUBSET = {side: {"train": FILES[side], "val": FILES[side]} for side in ("images", "masks")}
@@ -310,11 +319,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_index_of_wrong_folders(name: str, data: Path) -> None:
     harm, words = FOLDERS[name]
-    root, results = data / "data", data / "results"
-    harm(root)
-    # What was looked at is kept, to go on from.
-    run = partial(index_folders, root, results)
-    assert_refused(run, words, data, may_leave=["results/index.progress"])
+    assert_index_refused(index_folders, harm, words, data)
 
 
 def test_masks_without_images_where_a_part_is_meant(data: Path) -> None:
