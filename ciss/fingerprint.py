@@ -136,9 +136,11 @@ def stat_files(root: Path, paths: Iterable[str]) -> Stats:
             for entry in entries:
                 path = prefix + entry.name
                 if path in stats:
-                    with suppress(OSError):
+                    try:
                         stat = entry.stat()
-                        stats[path] = (stat.st_size, stat.st_mtime_ns)
+                    except OSError:  # gone since, or a link to nothing
+                        continue
+                    stats[path] = (stat.st_size, stat.st_mtime_ns)
     return stats
 
 

@@ -6,9 +6,9 @@ the file's path and time. That is lost when ``results/`` is copied, or used by a
 and SHA-256. ``keep`` writes it from Snakemake's notes; ``adopt`` gives Snakemake the notes that it
 lacks, for files that are what their record says, and gives these their times back.
 
-Both run whenever Snakemake begins, so they must be quick where nothing has changed: a folder whose
-files, notes and records were found to agree is not looked into again while all of their times and
-sizes stay.
+``adopt`` runs whenever Snakemake begins, so it must be quick where nothing has changed: a folder
+whose files, notes and records were found to agree is not looked into again while all of their times
+and sizes stay.
 """
 
 from __future__ import annotations
@@ -42,51 +42,32 @@ def keep(results: Path, snakemake_folder: Path) -> None:
     """
     settled = _settled(snakemake_folder)
     for place, files in _notes(results, snakemake_folder).items():
-        if _is_settled(settled, place, files):
-            continue
-        folder = Path(place)
-        known = _read(folder)
-        records = {name: record for name, record in known.items() if (folder / name).exists()}
-        for name, note_file in files.items():
-            note = _load(note_file.path)
-            if not isinstance(note.get("endtime"), float):
-                continue
-            with suppress(FileNotFoundError):
-                stat = (folder / name).stat()
-                if not _same_time(note["endtime"], stat):
-                    continue
-                record = records.get(name)
-                if record is None or not _is(stat, record):
-                    record = {
-                        "size": stat.st_size,
-                        "mtime_ns": stat.st_mtime_ns,
-                        "sha256": _sha256(folder / name),
-                    }
-                records[name] = {**record, "made": _relative(note, results, folder)}
-        if records != known:
-            _write(folder, records)
+        if not _is_settled(settled, place, files):
+            _keep_folder(place, files, results)
 
 
 def adopt(results: Path, snakemake_folder: Path, say: Callable[[str], None]) -> list[Path]:
-    """Make Snakemake know the files under ``results`` as whoever made them does.
+    """Make Snakemake know the files under ``results`` as whoever made them does, and the reverse.
 
-    Content is read of files whose time is not that of their record: once, as they get it back.
-    ``say`` is told before. Returns the files that are not what their record says; these are left
-    to Snakemake as they are.
+    What Snakemake knows is kept first, as by ``keep``. Content is read of files whose time is not
+    that of their record: once, as they get it back. ``say`` is told before. Returns the files that
+    are not what their record says; these are left to Snakemake as they are.
     """
     unknown, changed = [], []
     settled = _settled(snakemake_folder)
     agreed = {}
     notes = _notes(results, snakemake_folder)
-    for folder in _folders(results):
-        place = str(folder)
+    with_records = {str(folder) for folder in _folders(results)}
+    for place in sorted(with_records | notes.keys()):
         files = notes.get(place, {})
         if _is_settled(settled, place, files):
             agreed[place] = settled[place]
             continue
+        folder = Path(place)
+        _keep_folder(place, files, results)
         records = _read(folder)
         state = _state(place, {*records, *files}, files)
-        agree = files.keys() <= records.keys()
+        agree = bool(records) and files.keys() <= records.keys()
         for name, record in records.items():
             path = folder / name
             with suppress(OSError):
@@ -121,6 +102,31 @@ def adopt(results: Path, snakemake_folder: Path, say: Callable[[str], None]) -> 
         # Without it, Snakemake takes its folder for one of an older version.
         (snakemake_folder / "incomplete").mkdir(exist_ok=True)
     return changed
+
+
+def _keep_folder(place: str, files: dict[str, _NoteFile], results: Path) -> None:
+    """Write the notes of a folder's files into its records."""
+    folder = Path(place)
+    known = _read(folder)
+    records = {name: record for name, record in known.items() if (folder / name).exists()}
+    for name, note_file in files.items():
+        note = _load(note_file.path)
+        if not isinstance(note.get("endtime"), float):
+            continue
+        with suppress(FileNotFoundError):
+            stat = (folder / name).stat()
+            if not _same_time(note["endtime"], stat):
+                continue
+            record = records.get(name)
+            if record is None or not _is(stat, record):
+                record = {
+                    "size": stat.st_size,
+                    "mtime_ns": stat.st_mtime_ns,
+                    "sha256": _sha256(folder / name),
+                }
+            records[name] = {**record, "made": _relative(note, results, folder)}
+    if records != known:
+        _write(folder, records)
 
 
 def _restore_time(path: Path, record: _Record) -> bool:

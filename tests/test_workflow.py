@@ -142,6 +142,26 @@ def test_the_scheduler_looks_again_when_a_job_ends_and_not_by_timers(
     assert "timer set" in run.stdout + run.stderr
 
 
+#: Snakemake in a Python that says what it looks through for garbage
+TELLS_COLLECTIONS = (
+    "import gc, sys; gc.set_debug(gc.DEBUG_STATS); "
+    "from snakemake.cli import main; sys.argv[0] = 'snakemake'; main(sys.argv[1:])"
+)
+
+
+def test_a_plan_is_not_looked_through_for_garbage(clone: Path) -> None:
+    run = run_python("-c", TELLS_COLLECTIONS, "--dry-run", "--", "paper", cwd=clone)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = re.findall(
+        r"objects in each generation: (\d+) (\d+) (\d+)\n.*permanent generation: (\d+)", run.stderr
+    )
+    collections = [(sum(map(int, numbers)), int(kept)) for *numbers, kept in found]
+    at_the_end = [looked_at for looked_at, kept in collections if kept > 200_000]
+    assert len(at_the_end) >= 2
+    assert max(at_the_end) < 20_000
+    assert max(looked_at for looked_at, _ in collections) < 150_000, "the plan is no part of these"
+
+
 # --- The finished run ----------------------------------------------------------------------
 
 #: what the fixture has run; `tiny` has three steps
