@@ -19,6 +19,7 @@ from pathlib import Path
 
 import snakemake.cli
 from snakemake.common import overwrite_function_params
+from snakemake.resources import Resource
 
 # The library beside this file, wherever Snakemake was started.
 sys.path.insert(0, str(workflow.basedir))
@@ -313,7 +314,7 @@ BASE_RUNS = f"ce|ce-preallocated|bce|{any_of(OWN_BASES)}"
 
 
 def remember_signatures():
-    """Note on the functions of all rules which arguments they take: Snakemake looks for every job."""
+    """Note on functions which arguments they take: Snakemake looks several times for every job."""
     for one in workflow.rules:
         # A function that finds files is wrapped as the file that it stands for.
         inputs = [getattr(file, "_file", file) for file in one.input]
@@ -323,3 +324,6 @@ def remember_signatures():
             # Every function takes them; one that takes no more need not be looked at.
             taken.pop("wildcards", None)
             overwrite_function_params(function, taken)
+    # Through this one Snakemake asks for threads and resources.
+    taken = inspect.signature(Resource.evaluate).parameters
+    overwrite_function_params(Resource.evaluate, taken)
