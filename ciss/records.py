@@ -113,7 +113,7 @@ def _keep_folder(place: str, files: dict[str, _NoteFile], results: Path) -> None
         note = _load(note_file.path)
         if not isinstance(note.get("endtime"), float):
             continue
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             stat = (folder / name).stat()
             if not _same_time(note["endtime"], stat):
                 continue

@@ -18,8 +18,6 @@ from functools import cache
 from pathlib import Path
 
 import snakemake.cli
-from snakemake.common import overwrite_function_params
-from snakemake.resources import Resource
 
 # The library beside this file, wherever Snakemake was started.
 sys.path.insert(0, str(workflow.basedir))
@@ -51,7 +49,7 @@ def let_the_scheduler_rest():
     With a limit every job that ends leaves a timer behind, which makes the scheduler choose jobs
     once a second from then on: hundreds of threads, and a CPU core in the end.
     """
-    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    limit = getattr(workflow.scheduling_settings, "max_jobs_per_timespan", None)
     if limit and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
 
@@ -315,6 +313,11 @@ BASE_RUNS = f"ce|ce-preallocated|bce|{any_of(OWN_BASES)}"
 
 def remember_signatures():
     """Note on functions which arguments they take: Snakemake looks several times for every job."""
+    try:
+        from snakemake.common import overwrite_function_params
+        from snakemake.resources import Resource
+    except ImportError:  # of another version, which takes a moment longer then
+        return
     for one in workflow.rules:
         # A function that finds files is wrapped as the file that it stands for.
         inputs = [getattr(file, "_file", file) for file in one.input]
