@@ -41,14 +41,21 @@ def clone(shared: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_log_is_left() -> Iterator[None]:
-    """Take away the log's handlers that a script left: what they write to ends with the test."""
+def _nothing_is_left_of_a_script() -> Iterator[None]:
+    """Take back what a script that ran in this process set for the whole of it."""
     log = logging.getLogger("ciss")
     before = list(log.handlers)
     yield
+    # What they write to ends with the test.
     for handler in set(log.handlers) - set(before):
         log.removeHandler(handler)
         handler.close()
+    if torch := sys.modules.get("torch"):
+        # Results depend on the number in their last bits.
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        if torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
