@@ -116,7 +116,10 @@ def _guess(mask: Image.Image, described: Kind) -> str:
             f"labels painted in the data set's palette{alpha}; take the palette PNG it was made "
             "from, or replace each colour by its index"
         )
-    return f"colours{alpha}; save one label a pixel as 8-bit grey or palette PNG"
+    return (
+        f"colours{alpha}; save one label a pixel as 8-bit grey or palette PNG "
+        "(docs/add-a-dataset.md has a script)"
+    )
 
 
 def _unknown_values(
@@ -132,6 +135,8 @@ def _unknown_values(
         levels = _luminance(palette[rules.occurring])
         if len(values) > 1 and np.isin(values, levels).all():
             hint = "grey levels of the palette's colours: it was decoded to grey, not to labels"
+    if not hint and rules.described.CLASSES is None:
+        hint = "name them in the data set's setting `classes` or `values`, or in `void`"
     found = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown[:_MANY])
     more = f" and {len(unknown) - _MANY} more" if len(unknown) > _MANY else ""
     known = ranges(np.flatnonzero(rules.occurring))

@@ -95,3 +95,14 @@ def test_the_example_on_the_page(tmp_path: Path) -> None:
         again = run(planned, folder, "--config", f"datasets={{fields: {{{change}}}}}")
         assert (again.status, work(again)) == (0, expected), (change, again.output)
         assert bool(again.jobs) == bool(expected), change
+
+
+def test_masks_of_colours_become_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    coloured = Path("data/fields/coloured/north/0001.png")
+    coloured.parent.mkdir(parents=True)
+    row = [[0, 0, 0], [230, 190, 60], [60, 140, 40], [255, 255, 255], [230, 190, 61]]
+    Image.fromarray(np.array([row], dtype=np.uint8)).save(coloured)
+    exec(blocks("python")[0], {})
+    with Image.open("data/fields/masks/north/0001.png") as mask:
+        assert (mask.mode, np.asarray(mask).tolist()) == ("L", [[0, 1, 2, 255, 254]])

@@ -288,6 +288,17 @@ def test_an_index_of_wrong_data(name: str, data: Path) -> None:
 
 BY_SUBSET = {side: {"train": FILES[side], "val": FILES[side]} for side in ("images", "masks")}
 FOLDERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no root": (
+        shutil.rmtree,
+        ["there is no folder", "datasets.mine.root", "docs/add-a-dataset.md says how it must look"],
+    ),
+    "a value that no class has": (
+        lambda root: fill(mask(root), 7),
+        [
+            "unknown values (known are 0-2, 255): name them in",
+            "`classes` or `values`, or in `void`",
+        ],
+    ),
     "mask without an image": (
         lambda root: image(root).unlink(),
         ["masks without an image", "datasets.mine.subset: true", "ClassAug/a.png"],

@@ -125,13 +125,15 @@ def list_images(dataset: Dataset) -> Listing:
     Some kinds have the subset "test" too. Raises ``CissError`` where the root or one of its lists
     is missing, where a name is not UTF-8, and where a kind lists other subsets than it declares.
     """
+    described = get_kind(dataset.kind)
     if not dataset.root.is_dir():
+        where = "`snakemake prepare` and docs/data.md say how to get them"
+        if not described.IMAGES:
+            where = "docs/add-a-dataset.md says how it must look"
         raise CissError(
             f"there is no folder {dataset.root} for dataset '{dataset.name}': set "
-            f"datasets.{dataset.name}.root to where its images are; `snakemake prepare` and "
-            "docs/data.md say how to get them"
+            f"datasets.{dataset.name}.root to where its images are; {where}"
         )
-    described = get_kind(dataset.kind)
     declared = dataset.subsets
     if described.check_files is not None:
         declared = described.check_files(dataset.name, dataset.files)
