@@ -9,6 +9,7 @@ the initialisation out where it is the method's own.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -109,6 +110,7 @@ def parse_experiment(config: Config, name: str, others: Iterable[str] = ()) -> E
     try:
         parsed = scenario(config, parts[0], parts[1])
         chosen = settings(config, parts[0], parsed)
+        _check_hyphen(chosen, parts)
         method = method_variant(chosen["methods"], parts[2])
         default = methods.describe(method.kind).default_init
         init = initialisation_variant(
@@ -131,6 +133,21 @@ def parse_experiment(config: Config, name: str, others: Iterable[str] = ()) -> E
     if methods.describe(method.kind).has_unknown:
         _check_unknown(experiment, name)
     return experiment
+
+
+def _check_hyphen(chosen: Config, parts: list[str]) -> None:
+    """Raise ``CissError`` where a hyphen joins method and initialisation, as in mib-awt."""
+    known = {*methods.names(), *chosen["methods"]}
+    if parts[2] in known:
+        return
+    starts = {*initialisations.names(), *chosen["initialisations"]}
+    for hyphen in re.finditer("-", parts[2]):
+        method, start = parts[2][: hyphen.start()], parts[2][hyphen.end() :]
+        if method in known and start in starts:
+            raise CissError(
+                f"method '{parts[2]}' is unknown; an initialisation comes after an underscore: "
+                f"{'_'.join([*parts[:2], method, start])}"
+            )
 
 
 def _check_unknown(experiment: Experiment, name: str) -> None:

@@ -188,6 +188,8 @@ def test_options_are_those_of_the_scenario() -> None:
         ("vco_15-1_mib", ["'vco'", "did you mean 'voc'"]),
         ("voc_15-1_mbi", ["'mbi'", "did you mean 'mib'"]),
         ("voc_15-1_mib_atw", ["'atw'", "did you mean 'awt'"]),
+        ("voc_15-1_mib-awt", ["after an underscore: voc_15-1_mib_awt"]),
+        ("voc_15-1_lwf-mc-awt-10", ["after an underscore: voc_15-1_lwf-mc_awt-10"]),
         ("voc_15-3_mib", ["'15-3'", "20 classes"]),
         ("voc_15-1k_mib", ["'k'", "a, b, c"]),
         ("camvid_6-1a_mib", ["'a'", "none"]),
