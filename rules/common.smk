@@ -143,6 +143,7 @@ if workflow.is_main_process and not any((SNAKEMAKE_FOLDER / "locks").glob("*")):
 
 onsuccess:
     keep_records()
+    say_where_reports_are()
 
 
 onerror:

@@ -141,6 +141,22 @@ def add_requested_experiments():
     return other_names
 
 
+def say_where_reports_are():
+    """End with the reports that were asked for by name, which are seldom the last job's."""
+    if command_line() is None:
+        return
+    asked = [
+        OTHER_NAMES.get(target, target) for target in requested_targets() or ["paper"]
+    ]
+    for name in asked:
+        for report in CONFIG["paper"] if name == "paper" else [name]:
+            if report in REPORTS:
+                folder = at(paths.REPORT.format(report=report))
+                print(
+                    f"Report: {folder}/table.md, tables.html, figures/", file=sys.stderr
+                )
+
+
 def check_lock():
     """Refuse a partial report that would take another Snakemake's lock away.
 

@@ -191,6 +191,11 @@ def test_the_run_does_each_thing_once(finished: Path) -> None:
     run = Run(0, (finished / "run.txt").read_text())
     assert run.jobs == EVERYTHING
     assert "Traceback" not in run.output
+    said = [line for line in run.output.splitlines() if line.startswith("Report: ")]
+    reports = ("tiny", "own_offline_ft")
+    assert said == [
+        f"Report: {RESULTS}/reports/{name}/table.md, tables.html, figures/" for name in reports
+    ]
 
 
 def test_a_second_run_does_nothing(finished: Path) -> None:
