@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 #: what stands between these two lines of a document is replaced by the table
 BEGIN, END = "<!-- figures of make bench: begin -->", "<!-- figures of make bench: end -->"
 NOT_MEASURED = "not measured"
+#: how a row's aim ends where it is missed
+MISSED = "NOT met"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Row:
     #: smallest and largest ratio of a round (of ours, where there is nothing to compare)
     spread: tuple[float, float] | None = None
     rounds: int = 0
-    #: the aim, where there is one: "≥ 50 ×", "< 5 s"
+    #: the aim, where there is one, and whether it is met: "≥ 50 ×: met", "< 5 s: NOT met"
     goal: str = ""
     #: sizes, and whatever else one must know to read the figures
     note: str = ""
@@ -139,6 +142,23 @@ def alone(
     return Row(group, what, unit, None, median, None, spread, len(ours), **more)
 
 
+def verdict(good: bool) -> str:
+    """How an aim ends."""
+    return "met" if good else MISSED
+
+
+def at_least(row: Row, aim: float) -> Row:
+    """The row with an aim: ours shall be ``aim`` times as good as the published way."""
+    assert row.ratio is not None
+    return replace(row, goal=f"≥ {aim:,g} ×: {verdict(row.ratio >= aim)}")
+
+
+def below(row: Row, aim: float) -> Row:
+    """The row with an aim: ours shall stay below it."""
+    assert row.ours is not None
+    return replace(row, goal=f"< {aim:,g} {row.unit}: {verdict(row.ours < aim)}")
+
+
 def missing(group: str, whats: Iterable[str]) -> list[Row]:
     """Rows that say that nothing was measured."""
     return [Row(group, what, "") for what in whats]
@@ -166,6 +186,16 @@ def revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ciss.__version__
     return done.stdout.strip()
+
+
+def spelled(arguments: Sequence[str]) -> str:
+    """A benchmark's command for a document: of files outside the repository only the names."""
+    program = Path(arguments[0]).resolve()
+    parts = [str(program.relative_to(REPOSITORY)) if program.is_relative_to(REPOSITORY) else ""]
+    for part in arguments[1:]:
+        name, equals, path = part.rpartition("=")
+        parts.append(f"{name}{equals}{Path(path).name}" if path.startswith("/") else part)
+    return shlex.join(["python", *filter(None, parts)])
 
 
 def cpu_name() -> str:
