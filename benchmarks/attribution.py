@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import networks
 from benchmarks.given import Given
 from benchmarks.losses import seconds_on
-from benchmarks.reference.attribution import chosen_channels
-from benchmarks.table import Row, alternate, compared, plain
+from benchmarks.reference.attribution import NAME, chosen_channels
+from benchmarks.table import Row, alternate, at_least, compared, plain
 from ciss.attribution import attribute, channel_mask, scores
 from ciss.models import NetworkConfig, SegmentationNetwork
+from ciss.runtime import Runtime, start_torch
 
 GROUP = "Attribution"
 #: images of the closed form's batch; Captum gets one of them a turn
@@ -97,30 +98,24 @@ def measure(given: Inputs, what: str, rounds: int, steps: int = 50) -> Iterator[
     ours_joint = [s / BATCH for s in times["our joint"]]
     ours_class = [s / BATCH / len(given.new) for s in times["our classes"]]
     note = (
-        f"Attribution: {what}; Captum with {steps} steps, one image; the closed form on a batch of "
+        f"Attribution: {what}; {NAME} with {steps} steps, one image; the closed form on a batch of "
         f"{BATCH}, the zero image included. An image that shows all {len(given.new)} new classes; "
-        "one that shows k of them costs Captum k times the joint mask."
+        "one that shows k of them costs the published way k times the joint mask."
     )
-    yield compared(
-        GROUP,
-        "joint mask, an image",
-        "ms",
-        times["joint"],
-        ours_joint,
-        scale=1000,
-        goal="≥ 50 ×",
-        note=note,
+    joint = compared(
+        GROUP, "joint mask, an image", "ms", times["joint"], ours_joint, scale=1000, note=note
     )
-    yield compared(
+    yield at_least(joint, 50)
+    of_each = compared(
         GROUP,
         f"{len(given.new)} classes, an image and class",
         "ms",
         times["class"],
         ours_class,
         scale=1000,
-        goal="≥ 1,000 ×",
         note=note,
     )
+    yield at_least(of_each, 1000)
 
 
 def rows(what: Given) -> Iterator[Row]:
@@ -134,7 +129,8 @@ def rows(what: Given) -> Iterator[Row]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
+    # As the scripts have it: float32 means float32.
+    start_torch(Runtime(device=arguments.device, threads=arguments.threads), same_sizes=True)
     config = NetworkConfig(arguments.backbone)
     given = inputs(config, arguments.crop, arguments.classes, arguments.device)
     what = f"{arguments.backbone} at {arguments.crop} × {arguments.crop} on {arguments.device}"

@@ -15,9 +15,10 @@ from helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import networks, table, workflow
+from benchmarks import attribution, networks, table, workflow
 from benchmarks.__main__ import BENCHMARKS, GPU_ROWS, gpu_rows
 from benchmarks.given import Given, given
+from benchmarks.reference import attribution as reference
 from benchmarks.table import Row
 from ciss.models import SegmentationNetwork
 
@@ -45,6 +46,17 @@ def test_each_benchmark_makes_rows(name: str, tiny: Given) -> None:
             faster = row.unit.endswith("/s")
             quotient = row.ours / row.published if faster else row.published / row.ours
             assert row.ratio == pytest.approx(quotient)
+
+
+def test_without_captum_the_same_is_attributed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = attribution.inputs(networks.TINY, 64, 3, "cpu")
+    model = reference.SummedLogits(given.network)
+    image = given.images[:1]
+    expected = reference.captum_gradients(model, image, 4)
+    found = reference.gradients_by_hand(model, image, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+    monkeypatch.setattr(reference, "EXPLAINER", reference.gradients_by_hand)
+    attribution.check(given, 4)
 
 
 @pytest.mark.workflow

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerIntegratedGradients
 from torch import Tensor, nn
 
 from ciss.models import SegmentationNetwork
@@ -25,6 +26,56 @@ class SummedLogits(nn.Module):
         return logits.sum(dim=(2, 3))
 
 
+#: (model, image [1, 3, H, W], steps) -> attributions of the classifier's input [1, C, h, w]
+Explainer = Callable[[SummedLogits, Tensor, int], Tensor]
+
+
+def captum_gradients(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
+    """Integrated gradients of the background by Captum."""
+    from captum.attr import LayerIntegratedGradients
+
+    result = LayerIntegratedGradients(model, model.classifier).attribute(
+        image,
+        baselines=torch.zeros_like(image),
+        target=0,
+        n_steps=steps,
+        internal_batch_size=1,
+        attribute_to_layer_input=True,
+    )
+    return (result[0] if isinstance(result, tuple) else result).detach()
+
+
+def gradients_by_hand(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
+    """The same for machines without Captum: a forward pass of the whole network for every step.
+
+    As Captum does it: the classifier's input is put in the place of the one computed, and points
+    and weights are those of Gauss and Legendre.
+    """
+    seen: list[Tensor] = []
+    looking = model.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        for each in (image, torch.zeros_like(image)):
+            model(each)
+    looking.remove()
+    x, x_zero = seen
+    total = torch.zeros_like(x)
+    for point, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
+        inside = (x_zero + (float(point) + 1) / 2 * (x - x_zero)).requires_grad_()
+        replacing = model.classifier.register_forward_pre_hook(
+            lambda _, __, inside=inside: (inside,)
+        )
+        (gradient,) = torch.autograd.grad(model(image)[:, 0].sum(), inside)
+        replacing.remove()
+        total += float(weight) / 2 * gradient
+    return total * (x - x_zero)
+
+
+#: what explains here, and what it is called
+HAS_CAPTUM = find_spec("captum") is not None and find_spec("matplotlib") is not None
+EXPLAINER: Explainer = captum_gradients if HAS_CAPTUM else gradients_by_hand
+NAME = "Captum" if HAS_CAPTUM else "integrated gradients as Captum computes them, without Captum,"
+
+
 def chosen_channels(
     network: SegmentationNetwork,
     images: Tensor,
@@ -39,18 +90,9 @@ def chosen_channels(
     the channels with the largest maxima of the mean map are chosen.
     """
     model = SummedLogits(network)
-    explainer = LayerIntegratedGradients(model, model.classifier)
     wanted, maps = torch.tensor(list(classes), device=images.device), []
     for image, label in zip(images, labels, strict=True):
-        result = explainer.attribute(
-            image[None],
-            baselines=torch.zeros_like(image[None]),
-            target=0,
-            n_steps=steps,
-            internal_batch_size=1,
-            attribute_to_layer_input=True,
-        )
-        maps_of_image = (result[0] if isinstance(result, tuple) else result).detach()
+        maps_of_image = EXPLAINER(model, image[None], steps)
         small = F.interpolate(label[None, None].float(), maps_of_image.shape[2:])[0, 0]
         shown = torch.isin(small.long(), wanted)
         if shown.any():
