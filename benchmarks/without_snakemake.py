@@ -3,16 +3,19 @@
     python benchmarks/without_snakemake.py plan --configfile configs/gpu.yaml \\
         --data pets=/data/PascalVOC12 camvid=/data/CamVid --output plan.json gpu_pets gpu_camvid
     python benchmarks/without_snakemake.py run plan.json --jobs 6 --minutes 9
+    python benchmarks/without_snakemake.py docs plan.json       tables into docs/benchmarks.md
 
 ``plan`` asks a dry run for every job and its command. ``run`` starts what has its inputs and lacks
 outputs, several at a time, in the folder that results are to be written in. When time is up,
 trainings save their progress; the same command goes on. It looks at nothing but whether files
-exist: it is no replacement for Snakemake where settings change.
+exist: it is no replacement for Snakemake where settings change. ``docs`` writes what has come back
+into the page of benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -23,12 +26,13 @@ import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.table import REPOSITORY
+from benchmarks.table import NOT_MEASURED, REPOSITORY, into_document, revision, spelled
 from ciss.files import write_text
 
 #: what a command's places are called in a plan
@@ -37,6 +41,15 @@ PYTHON, SOURCE = "{python}", "{repository}"
 GRACE = 60
 #: results that are small
 SMALL = (".csv", ".json", ".md", ".tex", ".txt", ".html", ".png", ".log")
+BEGIN = "<!-- tables of benchmarks/without_snakemake.py: begin -->"
+END = "<!-- tables of benchmarks/without_snakemake.py: end -->"
+#: says what PyTorch finds; in a process of its own, as a GPU's memory is for the jobs
+MACHINE = """
+import json, torch
+gpu = torch.cuda.is_available()
+name = torch.cuda.get_device_name() if gpu else "a CPU"
+print(json.dumps({"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}))
+"""
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,11 @@ def make_plan(configfile: Path, data: Mapping[str, str], targets: Sequence[str])
     places |= {root: place(name) for name, root in data.items()}
     jobs = []
     for job in read_dry_run(done.stdout + done.stderr):
-        spelled = job.command
+        command_of_plan = job.command
         # The longest first: one may lie in another.
         for path in sorted(places, key=len, reverse=True):
-            spelled = spelled.replace(path, places[path])
-        jobs.append(Job(job.rule, job.input, job.output, job.log, spelled))
+            command_of_plan = command_of_plan.replace(path, places[path])
+        jobs.append(replace(job, command=command_of_plan))
     if not jobs:
         raise SystemExit(f"no job was found in what Snakemake printed:\n{done.stdout}")
     return jobs
@@ -223,35 +236,106 @@ def pack(jobs: Sequence[Job], archive: Path, others: Iterable[Path] = ()) -> int
     return len(found)
 
 
-def main(arguments: argparse.Namespace) -> int:
-    data = dict(pair.split("=", 1) for pair in arguments.data)
-    if arguments.what == "plan":
-        jobs = make_plan(arguments.configfile, data, arguments.targets)
-        content = {"data": data, "jobs": [asdict(job) for job in jobs]}
-        write_text(arguments.output, json.dumps(content, indent=1) + "\n")
-        print(f"{len(jobs)} jobs in {arguments.output}")
-        return 0
-    content = json.loads(arguments.plan.read_text(encoding="utf-8"))
-    jobs = [
-        Job(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in job.items()
-            }
-        )
-        for job in content["jobs"]
-    ]
-    roots = {place(name): root for name, root in {**content["data"], **data}.items()}
+def _beside(plan: Path) -> tuple[Path, Path]:
+    """Where the seconds of a plan's jobs stand, and what is known of the machine."""
+    return plan.with_suffix(".timings.csv"), plan.with_suffix(".machine.json")
+
+
+def about(command: str) -> dict[str, Any]:
+    """Say where, when and of which source results are made."""
+    done = subprocess.run(
+        [sys.executable, "-c", MACHINE], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    date = time.strftime("%Y-%m-%d")
+    return {"date": date, **found, "revision": revision(), "command": command}
+
+
+def markdown(jobs: Sequence[Job], plan: Path) -> str:
+    """Tables of the reports that are done, with the seconds of jobs; else that there is nothing."""
+    timings, facts = _beside(plan)
+    tables = [Path(path) for job in jobs for path in job.output if Path(path).name == "table.md"]
+    done = [path for path in tables if path.is_file()]
+    text = []
+    if done and facts.is_file():
+        where = json.loads(facts.read_text(encoding="utf-8"))
+        text += [
+            f"{where['date']}, {where['device']}, torch {where['torch']}, CUDA {where['cuda']}, "
+            f"revision {where['revision']}, `{where['command']}`; "
+            f"{where['done']} of {len(jobs)} jobs are done.",
+            "",
+            *_seconds(timings),
+        ]
+    for path in tables:
+        text.append(f"**{path.parent.name}**{'' if path in done else f': {NOT_MEASURED}.'}")
+        text.append("")
+        if path in done:
+            # One level below the page's own headings.
+            text += [path.read_text(encoding="utf-8").strip().replace("### ", "#### "), ""]
+    return "\n".join(text).strip() + "\n"
+
+
+def _seconds(timings: Path) -> list[str]:
+    """A table of jobs and their seconds by rule."""
+    if not timings.is_file():
+        return []
+    rules: dict[str, list[float]] = {}
+    with timings.open(encoding="utf-8", newline="") as file:
+        for rule, _, seconds in csv.reader(file):
+            rules.setdefault(rule, []).append(float(seconds))
+    rows = [f"| {rule} | {len(found)} | {sum(found):,.0f} s |" for rule, found in rules.items()]
+    head = ["| rule | jobs | in all |", "| --- | ---: | ---: |"]
+    said = (
+        "Seconds on the clock, several jobs at a time; of a job that was interrupted, those after "
+        "it went on."
+    )
+    return [*head, *rows, "", said, ""]
+
+
+def read_plan(path: Path) -> tuple[dict[str, str], list[Job]]:
+    """The data sets' folders where a plan was made, and its jobs."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    jobs = []
+    for job in content["jobs"]:
+        lists = {name: tuple(job[name]) for name in ("input", "output", "log")}
+        jobs.append(Job(**{**job, **lists}))
+    return content["data"], jobs
+
+
+def run(arguments: argparse.Namespace, data: Mapping[str, str]) -> int:
+    """Run a plan's jobs, and note what is needed to tell of them; returns the exit status."""
+    planned, jobs = read_plan(arguments.plan)
+    roots = {place(name): root for name, root in {**planned, **data}.items()}
     places = {PYTHON: sys.executable, SOURCE: str(REPOSITORY), **roots}
-    timings = arguments.plan.with_suffix(".timings.csv")
+    timings, facts = _beside(arguments.plan)
+    where = {} if all(job.is_done for job in jobs) else about(spelled(sys.argv))
     status = run_plan(jobs, places, arguments.jobs, arguments.minutes, timings)
+    if where:
+        where["done"] = sum(job.is_done for job in jobs)
+        write_text(facts, json.dumps(where, indent=1) + "\n")
     if arguments.pack is not None:
-        print(f"{pack(jobs, arguments.pack, [timings])} files in {arguments.pack}")
+        print(f"{pack(jobs, arguments.pack, [timings, facts])} files in {arguments.pack}")
     for job in jobs:
         for path in map(Path, job.output):
             if path.name == "table.txt" and path.is_file():
                 print(f"\n{path.parent.name}\n{path.read_text(encoding='utf-8')}")
     return status
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.what == "docs":
+        _, jobs = read_plan(arguments.plan)
+        page = REPOSITORY / "docs" / "benchmarks.md"
+        into_document(page, markdown(jobs, arguments.plan), (BEGIN, END))
+        return 0
+    data = dict(pair.split("=", 1) for pair in arguments.data)
+    if arguments.what == "run":
+        return run(arguments, data)
+    jobs = make_plan(arguments.configfile, data, arguments.targets)
+    content = {"data": data, "jobs": [asdict(job) for job in jobs]}
+    write_text(arguments.output, json.dumps(content, indent=1) + "\n")
+    print(f"{len(jobs)} jobs in {arguments.output}")
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -268,6 +352,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=6, help="at the same time, on one GPU")
     run.add_argument("--minutes", type=float, default=0, help="stop and save after these")
     run.add_argument("--pack", type=Path, help="tar.gz for the small results")
+    docs = whats.add_parser("docs", help="put the tables in docs/benchmarks.md")
+    docs.add_argument("plan", type=Path)
     for each in (plan, run):
         each.add_argument(
             "--data", nargs="+", default=[], metavar="NAME=FOLDER", help="where data sets lie"

@@ -41,6 +41,7 @@ NOT_RUN = {
     "tmux": "opens a terminal",
     "wget": "downloads 900 MB",
     "csDownload": "asks for a login",
+    "tar": "unpacks what has come from another machine",
     "git": "the address of the repository is the reader's",
     "source": "of the shell",
     "sinfo": "needs a SLURM",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import without_snakemake
+from benchmarks.table import NOT_MEASURED
 from benchmarks.without_snakemake import Job, make_plan, pack, place, read_dry_run, run_plan
 
 DRY_RUN = """Building DAG of jobs...
@@ -172,3 +175,26 @@ def test_a_plan_is_run_with_the_places_of_this_machine(
     arguments = without_snakemake.parser().parse_args(["run", "plan.json", "--data", "pets=/here"])
     assert without_snakemake.main(arguments) == 0
     assert f"['/here', '{REPOSITORY}']" in capsys.readouterr().out
+
+
+def test_the_page_has_the_tables_that_came_back(folder: Path) -> None:
+    outputs = {
+        "trained": "echo > trained",
+        "reports/gpu_pets/table.md": "echo '### Pets' > reports/gpu_pets/table.md",
+        "reports/gpu_camvid/table.md": "exit 1",
+    }
+    jobs = [Job("r", (), (output,), (), command) for output, command in outputs.items()]
+    plan = Path("plan.json")
+    plan.write_text(json.dumps({"data": {}, "jobs": [asdict(job) for job in jobs]}))
+    assert without_snakemake.markdown(jobs, plan).count(NOT_MEASURED) == 2
+    assert without_snakemake.main(without_snakemake.parser().parse_args(["run", "plan.json"])) == 1
+    # Models stay where they were made.
+    Path("trained").unlink()
+    text = without_snakemake.markdown(jobs, plan)
+    assert "2 of 3 jobs are done" in text
+    assert f"torch {torch.__version__}" in text
+    assert "| r | 2 | " in text
+    assert "**gpu_pets**\n\n#### Pets\n" in text
+    assert f"**gpu_camvid**: {NOT_MEASURED}." in text
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    assert page.count(without_snakemake.BEGIN) == page.count(without_snakemake.END) == 1
