@@ -5,22 +5,23 @@
     python benchmarks/gpu.py --device cpu --tiny --output /tmp/gpu.json     whether it runs at all
     python benchmarks/gpu.py --docs                          figures into docs/benchmarks.md
 
-The file is written after every row. Run again, it goes on with the sections that it lacks; a
-section that failed, or in which the program was killed, says so in the file, with the rows that it
-made, and is tried again. No section needs another.
+The file is written after every row. Run again, it goes on with the sections that it lacks or that
+another device made; then those are tried again that ended before their end, because they failed,
+time was up, or the program was killed: the file says which, and has the rows that they made. No
+section needs another.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,17 @@ from benchmarks.on_gpu import (
     training,
     variants,
 )
-from benchmarks.table import NOT_MEASURED, REPOSITORY, Row, into_document, plain, revision, tables
+from benchmarks.table import (
+    NOT_MEASURED,
+    REPOSITORY,
+    Row,
+    into_document,
+    missing,
+    plain,
+    revision,
+    spelled,
+    tables,
+)
 from ciss.files import write_text
 
 #: in the order in which they are run: what others rest on first, what compiles last
@@ -64,9 +75,18 @@ SECTIONS: dict[str, Section] = {
     "variants": variants.rows,
 }
 #: what `make bench` shows of them beside its own rows
-SHOWN = ("training-", "losses", "attribution", "evaluation")
+SHOWN = (
+    "training-voc-24",
+    "training-ade-24",
+    "losses",
+    "training-voc-12",
+    "training-ade-12",
+    "attribution",
+    "evaluation",
+)
 #: why a section ended of which nothing more is known
 KILLED = "the program was ended in this section"
+TIME_UP = "time was up in this section"
 OUTPUT = REPOSITORY / "benchmarks" / "gpu.json"
 BEGIN = "<!-- figures of benchmarks/gpu.py: begin -->"
 END = "<!-- figures of benchmarks/gpu.py: end -->"
@@ -100,10 +120,29 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Write sections, in the order of ``SECTIONS``, and the rows that ``make bench`` shows."""
     ordered = {name: sections[name] for name in SECTIONS if name in sections}
-    shown = [section for name, section in ordered.items() if name.startswith(SHOWN)]
-    rows = [row for section in shown for row in section["rows"]]
+    rows: list[dict[str, Any]] = []
+    for name in SHOWN:
+        counts = name in ordered and not ordered[name]["tiny"]
+        rows += ordered[name]["rows"] if counts else [asdict(r) for r in missing("GPU", [name])]
     content = {"sections": ordered, "rows": rows}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def to_measure(
+    chosen: Iterable[str], sections: Mapping[str, Mapping[str, Any]], where: Mapping[str, Any]
+) -> list[str]:
+    """Of the ``chosen``, sections that are missing, then those that ended before their end.
+
+    What was only tried out, or on another device than ``where``, is missing too.
+    """
+    same = {
+        name: section
+        for name, section in sections.items()
+        if all(section[key] == where[key] for key in ("tiny", "device"))
+    }
+    names = list(chosen)
+    ended = [name for name in names if name in same and same[name]["error"]]
+    return [name for name in names if name not in same] + ended
 
 
 def keep(
@@ -123,8 +162,10 @@ def keep(
     write(path, sections)
 
 
-def run_section(name: str, machine: Machine, note: Callable[[list[Row], str], None]) -> str:
-    """Measure one section; returns why it ended before its end.
+def run_section(
+    name: str, machine: Machine, note: Callable[[list[Row], str], None], end: float = math.inf
+) -> str:
+    """Measure one section, until ``end`` of the clock; returns why it ended before its own.
 
     ``note`` is given its rows after each of them, and what to say of a section that ends there.
     """
@@ -134,13 +175,15 @@ def run_section(name: str, machine: Machine, note: Callable[[list[Row], str], No
             print(*plain([row]).splitlines()[3:], flush=True)
             rows.append(row)
             note(rows, KILLED)
+            if time.monotonic() > end:
+                note(rows, TIME_UP)
+                return TIME_UP
     except (Exception, SystemExit):
         error = traceback.format_exc()
         note(rows, error)
         return error
     finally:
-        if machine.is_gpu:
-            torch.cuda.empty_cache()
+        machine.clear()
     note(rows, "")
     return ""
 
@@ -148,14 +191,15 @@ def run_section(name: str, machine: Machine, note: Callable[[list[Row], str], No
 def measure(arguments: argparse.Namespace, command: str) -> int:
     """Measure what is missing; returns the exit status."""
     begun = time.monotonic()
+    end = begun + 60 * arguments.minutes if arguments.minutes else math.inf
     # On a CPU it is only tried out, beside whatever else runs.
     device = start(arguments.device, arguments.threads or 1 + (arguments.device != "cpu"))
     sections = read(arguments.output)
+    here = about(Machine(device, arguments.tiny, 0, Path(), 0), command)
+    chosen = arguments.only or SECTIONS
     failed = []
-    for name in arguments.only or SECTIONS:
-        if not arguments.again and name in sections and not sections[name]["error"]:
-            continue
-        if arguments.minutes and time.monotonic() - begun > 60 * arguments.minutes:
+    for name in chosen if arguments.again else to_measure(chosen, sections, here):
+        if time.monotonic() > end:
             print(f"time is up before {name}; the same command goes on with it")
             return 3
         print(f"\n[{time.monotonic() - begun:4.0f} s] {name}", flush=True)
@@ -170,7 +214,10 @@ def measure(arguments: argparse.Namespace, command: str) -> int:
             )
             where = about(machine, command)
             note = partial(keep, arguments.output, sections, name, where, begun=time.monotonic())
-            error = run_section(name, machine, note)
+            error = run_section(name, machine, note, end)
+        if error == TIME_UP:
+            print(f"time was up in {name}; the same command goes on, and tries it again at the end")
+            return 3
         if error:
             failed.append(name)
             print(error, flush=True)
@@ -189,11 +236,11 @@ def markdown(sections: Mapping[str, Mapping[str, Any]]) -> str:
     text = []
     for name in SECTIONS:
         section = sections.get(name)
-        if section is None:
+        if section is None or section["tiny"]:
             text += [f"**{name}**: {NOT_MEASURED}.", ""]
             continue
         rows = [Row(**row) for row in section["rows"]]
-        ended = " It failed before its end." if section["error"] else ""
+        ended = f" {_ended(section['error'])}" if section["error"] else ""
         text += [
             f"**{name}**: {section['date']}, {section['device']}, torch {section['torch']}, CUDA "
             f"{section['cuda']}, {section['cores']} CPU cores, revision {section['revision']}, "
@@ -204,13 +251,19 @@ def markdown(sections: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(text).strip() + "\n"
 
 
+def _ended(error: str) -> str:
+    """Say in a document why a section lacks rows."""
+    why = error if error in (KILLED, TIME_UP) else error.strip().splitlines()[-1]
+    return f"It ended before its end: {why}."
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Measure, or write the figures into the page of benchmarks."""
     if arguments.docs:
         page = REPOSITORY / "docs" / "benchmarks.md"
         into_document(page, markdown(read(arguments.output)), (BEGIN, END))
         return 0
-    return measure(arguments, shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]))
+    return measure(arguments, spelled(sys.argv))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -222,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try it out")
     made.add_argument("--tiny", action="store_true", help="smallest sizes: no figure is of use")
     made.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
-    made.add_argument("--minutes", type=float, default=0, help="begin no section after these")
+    made.add_argument("--minutes", type=float, default=0, help="stop after the first row then")
     made.add_argument(
         "--threads", type=int, help="CPU threads of PyTorch (default: 2; 1 with --device cpu)"
     )

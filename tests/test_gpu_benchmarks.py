@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import gpu, networks
 from benchmarks.__main__ import gpu_rows
-from benchmarks.on_gpu import MISSED, Machine, correctness, judged, training
-from benchmarks.table import NOT_MEASURED, Row
+from benchmarks.on_gpu import MISSED, Machine, correctness, jobs, judged, losses, training
+from benchmarks.table import NOT_MEASURED, Row, spelled
 from ciss import methods
 from ciss.training import Recipe, Training
 
@@ -56,10 +58,17 @@ def test_sections_measure_something(tmp_path: Path) -> None:
         assert all(row.note for row in rows if row.ours is None)
         assert all(row.ours > 0 for row in measured if not row.goal.startswith("≤"))
     what = [row["what"] for row in found["training-voc-24"]["rows"]]
-    assert {"ft", "mib", "plop", "alone: teacher"} <= {*what}
+    assert {"ft", "mib", "plop", "alone: teacher", "input path alone"} <= {*what}
+    # What was only tried out is no figure.
+    assert {row.ours for row in gpu_rows(output)} == {None}
+    for section in found.values():
+        section["tiny"] = False
+    gpu.write(output, found)
     shown = {row.group for row in gpu_rows(output)}
     assert "GPU: training, VOC, batch 24" in shown
     assert "GPU: variants of the network" not in shown
+    absent = [row.what for row in gpu_rows(output) if row.group == "GPU"]
+    assert absent == ["training-ade-24", "training-voc-12", "training-ade-12"]
 
 
 def one_row(machine: Machine) -> Iterator[Row]:
@@ -116,6 +125,89 @@ def test_rows_that_were_there_before_the_program_was_killed_stay(
     monkeypatch.setattr(gpu, "SECTIONS", {"a": one_row})
     assert run(output) == 0
     assert not sections(output)["a"]["error"]
+
+
+def test_what_was_tried_out_or_made_elsewhere_is_measured_again_and_what_failed_comes_last() -> (
+    None
+):
+    where = {"device": "a GPU", "tiny": False}
+    sections = {
+        "failed": {**where, "error": "why"},
+        "done": {**where, "error": ""},
+        "tiny": {**where, "tiny": True, "error": ""},
+        "elsewhere": {**where, "device": "another", "error": ""},
+    }
+    names = ["failed", "done", "tiny", "elsewhere", "missing"]
+    assert gpu.to_measure(names, sections, where) == ["tiny", "elsewhere", "missing", "failed"]
+
+
+def test_time_that_is_up_ends_a_section_after_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(machine: Machine) -> Iterator[Row]:
+        yield from one_row(machine)
+        yield from one_row(machine)
+
+    # Time is up when the first row is there.
+    clock = iter([0.0] * 4)
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": rows, "b": one_row})
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock, 100.0))
+    assert run(tmp_path / "gpu.json", "--minutes", "1") == 3
+    found = sections(tmp_path / "gpu.json")
+    assert [len(section["rows"]) for section in found.values()] == [1]
+    assert found["a"]["error"] == gpu.TIME_UP
+    found["a"]["tiny"] = False
+    assert "It ended before its end: time was up in this section." in gpu.markdown(found)
+
+
+def test_a_command_in_a_document_names_no_folder_of_a_machine() -> None:
+    program = str(REPOSITORY / "benchmarks" / "gpu.py")
+    command = spelled([program, "--minutes", "9", "--cases", "/home/me/cases", "pets=/data/VOC"])
+    assert command == "python benchmarks/gpu.py --minutes 9 --cases cases pets=VOC"
+
+
+def test_what_the_published_way_held_is_let_go_where_it_does_not_fit(machine: Machine) -> None:
+    """Stands for a GPU that is full: the way that does not fit leaves nothing behind."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def full() -> None:
+        large = torch.zeros(8)
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert losses._peak_if_it_fits(machine, full) is None
+    assert held[0]() is None
+
+
+def test_cases_are_skipped_where_pytest_is_missing(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "find_spec", lambda name: None)
+    (row,) = jobs.parity(replace(machine, cases=tmp_path))
+    assert row.ours is None
+    assert "pytest is not installed" in row.note
+
+
+def test_time_and_memory_of_a_training_are_its_own(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other way to train is there while memory is looked at; waiting for files counts."""
+    made: list[str] = []
+    original = training.Bench.training
+
+    def noting(self: training.Bench, name: str) -> Training:
+        made.append(name)
+        return original(self, name)
+
+    looked: list[list[str]] = []
+    monkeypatch.setattr(training.Bench, "training", noting)
+    monkeypatch.setattr(Machine, "peak", lambda self, work: looked.append([*made]) or 0.0)
+    monkeypatch.setattr(Machine, "clear", lambda self: made.clear())
+    monkeypatch.setattr(training, "reading_seconds", lambda *_: 10.0)
+    rows = list(training.rows((20, 1), 24, "tiny", machine))
+    assert looked == [["ft", "ft"], ["mib"], ["plop"]]
+    read = [row for row in rows if row.what.endswith("images from files")]
+    assert [row.ours for row in read] == [0.2, 0.2, 0.2]
 
 
 def test_when_time_is_up_the_rest_is_left_for_later(
@@ -195,7 +287,10 @@ def test_flops_are_counted_and_peaks_known() -> None:
 def test_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
     assert gpu.markdown({}).count(NOT_MEASURED) == len(gpu.SECTIONS)
     run(tmp_path / "gpu.json", "--only", "evaluation")
-    text = gpu.markdown(gpu.read(tmp_path / "gpu.json"))
+    measured = gpu.read(tmp_path / "gpu.json")
+    assert gpu.markdown(measured).count(NOT_MEASURED) == len(gpu.SECTIONS)
+    measured["evaluation"]["tiny"] = False
+    text = gpu.markdown(measured)
     assert text.count(NOT_MEASURED) == len(gpu.SECTIONS) - 1
     assert "| 151 classes, an image |" in text
     page = (REPOSITORY / "docs" / "benchmarks.md").read_text()

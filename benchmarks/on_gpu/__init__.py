@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import Row, figure
+from benchmarks.table import MISSED, Row, figure, verdict
 from ciss.runtime import Runtime, start_torch
+
+__all__ = ["MISSED", "Machine", "Section", "judged", "median_row", "passed", "skipped", "start"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,17 @@ class Machine:
                 found[name].append(self.seconds(work, times))
         return found
 
+    def clear(self) -> None:
+        """Give back the memory of what is not used any more."""
+        gc.collect()
+        if self.is_gpu:
+            torch.cuda.empty_cache()
+
     def peak(self, work: Callable[[], Any]) -> float:
-        """Largest memory of the GPU's allocator while ``work`` runs, GiB; 0 on a CPU."""
+        """Largest memory of all tensors on the GPU while ``work`` runs, GiB; 0 on a CPU.
+
+        Tensors that were there before count: what is measured should be alone.
+        """
         if not self.is_gpu:
             work()
             return 0.0
@@ -82,11 +94,11 @@ Section = Callable[[Machine], Iterator[Row]]
 
 def start(device: str, threads: int) -> torch.device:
     """Set torch up as a training does: cuDNN tries its algorithms out, float32 is float32."""
-    return start_torch(Runtime(device=device, threads=threads), same_sizes=True)
-
-
-#: how a row's aim ends where it is missed
-MISSED = "NOT met"
+    found = start_torch(Runtime(device=device, threads=threads), same_sizes=True)
+    if found.type == "cuda" and found.index is not None:
+        # What names no GPU, synchronisation among it, is meant for this one.
+        torch.cuda.set_device(found)
+    return found
 
 
 def judged(
@@ -100,8 +112,7 @@ def judged(
     **more: Any,
 ) -> Row:
     """A figure, shown times ``scale``, that shall be ``limit`` at most; the row says if it is."""
-    verdict = "met" if value <= limit else MISSED
-    goal = f"≤ {figure(scale * limit)}{f' {unit}' if unit else ''}: {verdict}"
+    goal = f"≤ {figure(scale * limit)}{f' {unit}' if unit else ''}: {verdict(value <= limit)}"
     return Row(group, what, unit, ours=scale * value, rounds=1, goal=goal, **more)
 
 

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 
-from benchmarks import networks
-from benchmarks.on_gpu import Machine, skipped
+from benchmarks import attribution, evaluation, networks
+from benchmarks.on_gpu import Machine
 from benchmarks.table import Row
 from ciss.attribution import attribute
 from ciss.models import NetworkConfig
@@ -19,18 +18,13 @@ EVALUATION = "GPU: evaluation"
 
 
 def attribution_rows(machine: Machine) -> Iterator[Row]:
-    """The closed form against Captum where it is installed, else alone."""
+    """The closed form against integrated gradients, and alone on larger batches."""
     config = networks.TINY if machine.tiny else NetworkConfig("resnet101")
     crop, classes, steps = (64, 3, 4) if machine.tiny else (512, 50, 50)
-    if find_spec("captum") is not None:
-        from benchmarks import attribution
-
-        given = attribution.inputs(config, crop, classes, str(machine.device))
-        what = f"{config.backbone} at {crop} × {crop}"
-        for row in attribution.measure(given, what, machine.rounds, steps):
-            yield replace(row, group=ATTRIBUTION)
-    else:
-        yield skipped(ATTRIBUTION, "Captum", "the package is not installed")
+    given = attribution.inputs(config, crop, classes, str(machine.device))
+    what = f"{config.backbone} at {crop} × {crop}"
+    for row in attribution.measure(given, what, machine.rounds, steps):
+        yield replace(row, group=ATTRIBUTION)
     batch = 2 if machine.tiny else 16
     network = networks.drawn(config, [101]).to(machine.device)
     new = range(101, 101 + classes)
@@ -51,9 +45,7 @@ def attribution_rows(machine: Machine) -> Iterator[Row]:
 
 
 def evaluation_rows(machine: Machine) -> Iterator[Row]:
-    """Batches and blocks of rows against one image at a time, VOC's and ADE's classes."""
-    from benchmarks import evaluation
-
+    """Blocks of rows of the logits against all of them, VOC's and ADE's classes."""
     config = networks.TINY if machine.tiny else NetworkConfig("resnet101")
     images, crop = (3, 32) if machine.tiny else (64, 512)
     for classes in (21, 151):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,16 +36,20 @@ from ciss.training import EpochTotals, Recipe, Training
 METHODS = ("ft", "mib", "plop")
 #: of the baseline and the teacher's forward pass
 LIMIT = 1.15
+#: batches that the input path reads for its speed, after those that its threads are ahead
+READ = 60
 #: dense bfloat16 matrix products a second that the makers state, TFLOP/s, by part of a GPU's name
 PEAKS = {
     "B200": 2250,
     "H200": 989,
     "H100 PCIe": 756,
+    "H100 NVL": 835,
     "H100": 989,
     "A100": 312,
     "A40": 150,
     "A10": 125,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "RTX 4090": 165,
     "RTX 3090": 71,
@@ -157,7 +162,7 @@ class Bench:
     def from_files(self, name: str, images: TrainingImages) -> Callable[[], None]:
         """An iteration of a method on the next batch of files, as in ``ciss.training.train``."""
         training, device = self.training(name), self.machine.device
-        source = _endless(images, self.batch, self.machine)
+        source = endless(images, self.batch, self.machine)
         totals = EpochTotals(training, images)
 
         def update() -> None:
@@ -170,7 +175,8 @@ class Bench:
         return update
 
 
-def _endless(images: TrainingImages, batch: int, machine: Machine) -> Iterator[LoadedBatch]:
+def endless(images: TrainingImages, batch: int, machine: Machine) -> Iterator[LoadedBatch]:
+    """Batches from files, one epoch after the other."""
     batches = TrainingBatches(images, batch, workers=machine.workers, pin=machine.is_gpu)
     epoch = 0
     while True:
@@ -186,7 +192,9 @@ def files(machine: Machine, n_old: int, crop: int) -> TrainingImages:
         generate(root, train=count, val=2, size=size, seed=0, workers=max(machine.workers, 1))
     dataset = open_dataset("shapes", "shapes", root)
     index = build_index(dataset, is_subset=True)
-    rows = index[index["subset"] == "train"].reset_index(drop=True)
+    own = index[index["subset"] == "train"]
+    # Epochs as long as real ones: between two of them the threads have nothing to read.
+    rows = pd.concat([own] * 50, ignore_index=True)
     # Every class of the files is one that the step learns.
     lookup = training_lookup(dataset.lookup, range(1, dataset.n_classes + 1))
     lookup[(lookup > 0) & (lookup != VOID)] = n_old
@@ -198,54 +206,87 @@ def section(classes: str, batch: int) -> Section:
     return partial(rows, CLASSES[classes], batch, f"{classes.upper()}, batch {batch}")
 
 
+def reading_seconds(images: TrainingImages, batch: int, machine: Machine) -> float:
+    """Seconds a batch of the input path alone, when its threads are not ahead any more."""
+    source = endless(images, batch, machine)
+    for _ in range(2 if machine.tiny else 3 * machine.workers):
+        next(source)
+    return machine.seconds(partial(next, source), 4 if machine.tiny else READ)
+
+
 def rows(classes: tuple[int, int], batch: int, what: str, machine: Machine) -> Iterator[Row]:
     """Throughput, utilisation, memory and shares of FT, MiB and PLOP."""
-    group = f"GPU: training, {what}"
     config = networks.TINY if machine.tiny else NetworkConfig("resnet101")
     batch, crop = (2, 32) if machine.tiny else (batch, 512)
     bench = Bench(machine, config, classes, batch, crop)
     images = files(machine, classes[0], crop)
-    updates = {name: bench.training(name) for name in METHODS}
+    reading = reading_seconds(images, batch, machine)
+    group = f"GPU: training, {what}"
+    note = (
+        f"Training, {what}: {config.backbone}, {crop}², {bench.training('ft').dtype}, "
+        f"{machine.workers} threads that read; 'published': plain cross-entropy on random tensors. "
+        "Peak memory is that of all tensors, where nothing but the training is on the GPU."
+    )
+    speed = batch / reading
+    yield Row(group, "input path alone", "images/s", ours=speed, rounds=1, note=note)
+    parts: dict[str, list[float]] = {}
+    for name in METHODS:
+        yield from _of_method(bench, name, images, reading, group, note, parts)
+        machine.clear()
+    for part, times in parts.items():
+        yield median_row(group, f"alone: {part}", "ms", times)
+
+
+def _of_method(
+    bench: Bench,
+    name: str,
+    images: TrainingImages,
+    reading: float,
+    group: str,
+    note: str,
+    parts: dict[str, list[float]],
+) -> Iterator[Row]:
+    """Rows of one method beside the baseline; its parts' times go into ``parts``.
+
+    ``reading``: seconds in which the input path reads a batch.
+    """
+    machine, batch = bench.machine, bench.batch
+    training = bench.training(name)
+    update = partial(training.update, bench.inputs, bench.labels)
+    # Before anything else is on the GPU, and after cuDNN has tried its algorithms out.
+    update()
+    peak = machine.peak(update)
     ways: dict[str, Callable[[], Any]] = {
         "baseline": bench.baseline(),
         "teacher": bench.teacher_forward(),
         "optimiser": bench.optimiser(),
+        name: update,
+        f"{name}, losses": bench.losses(name),
+        f"{name}, files": bench.from_files(name, images),
     }
-    for name, training in updates.items():
-        ways[name] = partial(training.update, bench.inputs, bench.labels)
-        ways[f"{name}, losses"] = bench.losses(name)
-        ways[f"{name}, files"] = bench.from_files(name, images)
     times = machine.alternate(ways)
-    median = {name: statistics.median(found) for name, found in times.items()}
-    note = (
-        f"Training, {what}: {config.backbone}, {crop}², {updates['ft'].dtype}, "
-        f"{machine.workers} threads that read; 'published': plain cross-entropy on random tensors."
+    for part in ("baseline", "teacher", "optimiser", f"{name}, losses"):
+        parts[part] = times[part]
+    median = {way: statistics.median(found) for way, found in times.items()}
+    yield _speed(group, name, times[name], times["baseline"], batch, note)
+    # In a turn the threads are ahead; for long, a training is no faster than they are.
+    read = [max(seconds, reading) for seconds in times[f"{name}, files"]]
+    yield _speed(group, f"{name}, images from files", read, None, batch, note)
+    needs = training.method.needs_teacher
+    yield judged(
+        group,
+        f"{name}, from files: time over baseline{' + teacher' if needs else ''}",
+        statistics.median(read) / (median["baseline"] + needs * median["teacher"]),
+        LIMIT,
+        "%",
+        scale=100,
+        note=note,
     )
-    for name in METHODS:
-        yield _speed(group, name, times[name], times["baseline"], batch, note)
-        read = times[f"{name}, files"]
-        yield _speed(group, f"{name}, images from files", read, None, batch, note)
-        needs = updates[name].method.needs_teacher
-        allowed = median["baseline"] + needs * median["teacher"]
-        beyond = f"baseline{' + teacher' if needs else ''}"
-        yield judged(
-            group,
-            f"{name}, from files: time over {beyond}",
-            statistics.median(read) / allowed,
-            LIMIT,
-            "%",
-            scale=100,
-            note=note,
-        )
-        used = utilisation(bench, median[name], needs, crop)
-        if used is not None:
-            yield Row(group, f"{name}: model FLOPs utilisation", "%", ours=100 * used, rounds=1)
-        if machine.is_gpu:
-            peak = machine.peak(ways[name])
-            yield Row(group, f"{name}: peak memory", "GiB", ours=peak, rounds=1)
-    parts = ["baseline", "teacher", "optimiser", *[f"{name}, losses" for name in METHODS]]
-    for part in parts:
-        yield median_row(group, f"alone: {part}", "ms", times[part])
+    used = utilisation(bench, median[name], needs, bench.inputs.shape[2])
+    if used is not None:
+        yield Row(group, f"{name}: model FLOPs utilisation", "%", ours=100 * used, rounds=1)
+    if machine.is_gpu:
+        yield Row(group, f"{name}: peak memory", "GiB", ours=peak, rounds=1)
 
 
 def utilisation(bench: Bench, seconds: float, with_teacher: bool, crop: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -55,6 +56,19 @@ VARIANTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+def _measured(
+    machine: Machine, config: NetworkConfig, batch: int, crop: int, change: Callable[[Bench], None]
+) -> tuple[float, list[float], float]:
+    """Seconds of the first iteration, of later ones, and GiB; nothing of it stays in memory."""
+    bench = Bench(machine, config, (20, 1), batch, crop)
+    bench.network = copy.deepcopy(bench.network).to(machine.device)
+    change(bench)
+    update = partial(bench.training("ft").update, bench.inputs, bench.labels)
+    first = machine.seconds(update, 1)
+    times = machine.alternate({"": update})[""]
+    return first, times, machine.peak(update)
+
+
 def rows(machine: Machine) -> Iterator[Row]:
     """Fine-tuning at batch 24, VOC's classes: images a second and memory of each variant."""
     config = networks.TINY if machine.tiny else NetworkConfig("resnet101")
@@ -70,21 +84,12 @@ def rows(machine: Machine) -> Iterator[Row]:
         if "compiled" in name and machine.tiny and not machine.is_gpu:
             yield skipped(GROUP, name, "a compiler takes minutes for a whole network")
             continue
-        bench = Bench(machine, config, (20, 1), batch, crop)
-        bench.network = copy.deepcopy(bench.network).to(machine.device)
-        change(bench)
-        training = bench.training("ft")
-
-        def update(training=training, bench=bench) -> None:  # type: ignore[no-untyped-def]
-            training.update(bench.inputs, bench.labels)
-
+        machine.clear()
         try:
-            first = machine.seconds(update, 1)
-            times = machine.alternate({name: update})[name]
-            memory = machine.peak(update)
+            first, times, memory = _measured(machine, config, batch, crop, change)
         except Exception as error:
             # Compilers fail in many ways; the other variants are worth their figures all the same.
-            yield skipped(GROUP, name, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            yield skipped(GROUP, name, f"{type(error).__name__}: {f'{error} '.splitlines()[0]}")
             continue
         speed = batch / statistics.median(times)
         usual = usual or speed
