@@ -85,6 +85,35 @@ def command_line():
     return known
 
 
+@cache
+def is_submitted():
+    """Whether jobs go to a cluster: an executor is named on the command line or in its profile."""
+    known = command_line()
+    if known is None:
+        return False
+    if known.executor is None and known.profile:
+        # What a profile says is added behind the last word; behind `--` it would be a target.
+        words = sys.argv[1:]
+        words = words[: words.index("--")] if "--" in words else words
+        parser = snakemake.cli.get_argument_parser(profiles=known.profile)
+        known, _ = parser.parse_known_args(words)
+    return known.executor not in (None, "local", "dryrun", "touch")
+
+
+def leave_cores_to_the_nodes():
+    """Let submitted jobs have the cores that the profile gives them.
+
+    `cores: all` of the default profile counts the machine on which Snakemake runs, and Snakemake gives no
+    job more than that: on a login node of two cores every training would get two. A number of
+    `--cores` on the command line still holds.
+    """
+    if is_submitted() and command_line().cores is None:
+        workflow.global_resources["_cores"] = None
+
+
+leave_cores_to_the_nodes()
+
+
 def check_comments():
     """End with one line where Snakemake, which reads --config as YAML, drops part of a value."""
     known = command_line()

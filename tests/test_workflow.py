@@ -1054,9 +1054,11 @@ def test_a_job_starts_a_process_for_each_gpu_that_it_has(clone: Path) -> None:
     assert run.output.count("--processes 2 ") == 4  # two trainings, two evaluations
     # The profile of a cluster wins, also over the number that local jobs may use together.
     profile = ("--profile", "slurm", "-n", "-p", "voc_15-5_mib")
-    given = ("--set-resources", "train_step:gpu=4")
+    given = ("--set-resources", "train_step:gpu=4", "--set-threads", "train_step=1000")
     run = snakemake(clone, *profile, *given)
     assert (run.output.count("--processes 4 "), run.output.count("--processes 1 ")) == (1, 3)
+    # Nor do the cores of the machine on which Snakemake runs limit those of a job.
+    assert "threads: 1000" in run.output
     run = snakemake(clone, *profile, *given, *gpus)
     (error,) = (line for line in run.output.splitlines() if line.startswith("Error: "))
     assert "runtime.gpus is 2" in error
