@@ -94,9 +94,9 @@ def _sums_of(
 ) -> tuple[Any, ...]:
     if n_old is None:
         n_old = logits.shape[1] if targets is None else targets.shape[1]
-    old, new, label, background, expected = _Sums.apply(
-        full_precision(logits), labels, targets, n_old, kind
-    )
+    # PyTorch's gradient of the label's logit refuses channels that lie side by side in memory.
+    logits = full_precision(logits).contiguous()
+    old, new, label, background, expected = _Sums.apply(logits, labels, targets, n_old, kind)
     return old, new, label, background, None if targets is None else targets[:, 0], expected
 
 

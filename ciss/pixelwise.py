@@ -113,7 +113,7 @@ class _Work(NamedTuple):
         """Compute the means; write into ``gradient`` [B, N, h, w] that of their weighted sum."""
         names: Iterable[str] = ()
         sums = torch.zeros((), device=self.labels.device)
-        for number, (images, rows) in enumerate(_blocks(self.student)):
+        for images, rows in _blocks(self.student):
             with torch.no_grad():
                 ours = self.student.block(images, rows)
                 its = None if self.teacher is None else self.teacher.block(images, rows)
@@ -122,9 +122,9 @@ class _Work(NamedTuple):
                 ours.requires_grad_(gradient is not None)
                 maps = self.per_pixel(self.labels[images, rows], ours, its, *more)
                 names, values = maps, torch.stack([each.sum() for each in maps.values()])
-                if gradient is not None:
-                    if number == 0:
-                        _check_ends(values, ours)
+                # Some blocks may have none of the pixels that a function looks for.
+                if gradient is not None and values.requires_grad:
+                    _check_ends(values, ours)
                     (slope,) = torch.autograd.grad((values * weights).sum(), ours)
                     self.student.add_adjoint(gradient, slope, images, rows)
             sums = sums + values.detach()

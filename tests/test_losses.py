@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,24 @@ def test_half_precision_agrees_with_float32_of_the_same_logits() -> None:
     full = every_loss(logits.float(), teacher.float(), labels)
     for name, per_pixel in half.items():
         assert torch.equal(per_pixel, full[name]), name
+
+
+def test_the_order_of_logits_in_memory_changes_nothing() -> None:
+    logits, teacher, labels = random_batch(6, 2)
+
+    def with_gradients(reorder: Callable[[Tensor], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        ours = reorder(logits).requires_grad_()
+        found = every_loss(ours, reorder(teacher), reorder(labels[:, None])[:, 0])
+        return {
+            name: (loss, torch.autograd.grad(loss.sum(), ours)[0]) for name, loss in found.items()
+        }
+
+    usual = with_gradients(torch.Tensor.clone)
+    for reorder in (
+        lambda values: values.contiguous(memory_format=torch.channels_last),
+        lambda values: values.repeat_interleave(2, dim=3)[..., ::2],
+    ):
+        torch.testing.assert_close(with_gradients(reorder), usual)
 
 
 def test_gradients_are_derivatives() -> None:

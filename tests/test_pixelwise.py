@@ -169,6 +169,30 @@ def test_a_gradient_that_would_be_lost_is_refused(which: str) -> None:
         assert means().isfinite()
 
 
+def test_blocks_without_the_pixels_that_a_function_looks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There it may return a constant; what it uses elsewhere is looked at elsewhere."""
+    monkeypatch.setattr(pixelwise, "BLOCK", {"cpu": 100})
+    maps, factor, truth = draw(3, 5, 6, 5).requires_grad_(), torch.ones(()), labels()
+    truth[:, :20] = 255
+
+    def per_pixel(rows: Tensor, ours: Tensor, its: None) -> dict[str, Tensor]:
+        if (rows == 255).all():
+            return {"a": torch.zeros(rows.shape, dtype=ours.dtype)}
+        return {"a": losses.cross_entropy(ours, rows) * factor}
+
+    ours = pixel_means(per_pixel, truth, Upsampled(maps, SIZE))["a"]
+    whole = losses.cross_entropy(upsample(maps, SIZE), truth).mean()
+    torch.testing.assert_close(ours, whole)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, maps)[0], torch.autograd.grad(whole, maps)[0]
+    )
+    factor.requires_grad_()
+    with pytest.raises(RuntimeError, match="beside the student's logits"):
+        pixel_means(per_pixel, truth, Upsampled(maps, SIZE))
+
+
 def test_means_can_be_weighted_in_place() -> None:
     maps = draw(3, 5, 6, 5).requires_grad_()
     terms = pixel_means(
