@@ -238,6 +238,18 @@ def test_an_old_class_that_is_labelled_stands_for_itself() -> None:
     torch.testing.assert_close(1 / found, torch.stack(expected))
 
 
+@pytest.mark.parametrize("remembers", [False, True])
+def test_mib_knows_of_its_exemplars(remembers: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(1, n, 2, 3, generator=generator) for n in (6, 4))
+    labels = torch.tensor([[[0, 2, 5], [3, 255, 4]]])
+    method = methods.create("mib", {}, 4, 2)
+    method.has_exemplars = remembers
+    found = method.per_pixel(labels, logits, teacher)["classification"]
+    expected = losses.unbiased_cross_entropy(logits, labels, 4, knows_old=remembers)
+    torch.testing.assert_close(found, expected)
+
+
 def test_plop_keeps_the_labels_of_old_classes() -> None:
     teacher = torch.zeros(1, 4, 1, 4)
     teacher[0, 3] = 20.0
@@ -245,6 +257,8 @@ def test_plop_keeps_the_labels_of_old_classes() -> None:
     found, share = plop.pseudo_labels(labels, Upsampled.of(teacher), torch.full((4,), 0.5), 6)
     assert found.tolist() == [[[3, 2, 5, 255]]]
     assert share.tolist() == pytest.approx([1.0])
+    counts = plop.uncertainty_histogram(Upsampled.of(teacher), labels, 6, 10)
+    assert counts.sum(dim=1).tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
@@ -259,6 +273,12 @@ def test_background_is_what_a_sure_teacher_says(sigmoid: bool) -> None:
     # A softmax of 5 and three zeros is 0.980, a sigmoid of 5 is 0.993.
     between = pseudo_labels.completed(labels, Upsampled.of(logits), 0.985, sigmoid=sigmoid)
     assert between[0, 0, 0].item() == int(sigmoid)
+    # "At least": of the last class's output, which is the largest, the probability is a half.
+    even = torch.tensor([-1e4, -1e4, 0.0]).view(1, 3, 1, 1)
+    if not sigmoid:
+        even = torch.tensor([-1.0, 0.0, 0.0]).mul(1e4).view(1, 3, 1, 1)
+    found = pseudo_labels.completed(labels[..., :1], Upsampled.of(even), 0.5, sigmoid=sigmoid)
+    assert found.item() == (2 if sigmoid else 1)
 
 
 class Trained(NamedTuple):

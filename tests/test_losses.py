@@ -231,6 +231,9 @@ def test_half_precision_agrees_with_float32_of_the_same_logits() -> None:
     full = every_loss(logits.float(), teacher.float(), labels)
     for name, per_pixel in half.items():
         assert torch.equal(per_pixel, full[name]), name
+    features = logits[:, :6]
+    expected = losses.feature_distillation(features.float(), teacher.float())
+    assert torch.equal(losses.feature_distillation(features, teacher), expected)
 
 
 def test_the_order_of_logits_in_memory_changes_nothing() -> None:

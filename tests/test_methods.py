@@ -229,6 +229,46 @@ def test_teacher_is_asked_for_only_where_used(name: str) -> None:
         assert methods.create(name, {"compat": True}, N_OLD, N_NEW).needs_teacher
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "term"),
+    [
+        ("ft", "distillation", "distillation"),
+        ("lwf", "distillation", "distillation"),
+        ("ilt", "distillation", "distillation"),
+        ("ilt", "feature_distillation", "features"),
+        ("lwf-mc", "distillation", "distillation"),
+        ("lwf-mc", "softmax_distillation", "softmax_distillation"),
+        ("mib", "distillation", "distillation"),
+        ("plop", "distillation", "distillation"),
+    ],
+)
+def test_a_weight_is_that_of_its_term_alone(name: str, option: str, term: str) -> None:
+    student = random_outputs(N_OLD + N_NEW, 1)
+    teacher = detached(random_outputs(N_OLD, 2))
+
+    def terms(weight: float) -> dict[str, float]:
+        method = create_at_step_1(name, **{option: weight})
+        assert method.needs_teacher
+        found = method.losses(Batch(random_labels(), student, teacher))
+        return {key: value.item() for key, value in found.items()}
+
+    once, thrice = terms(1.0), terms(3.0)
+    assert once[term] > 0
+    expected = {key: value * (3 if key == term else 1) for key, value in once.items()}
+    assert thrice == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_weight_no_term_and_no_teacher_for_it() -> None:
+    student, teacher = random_outputs(N_OLD + N_NEW, 1), detached(random_outputs(N_OLD, 2))
+    for name in ("ft", "lwf", "plop"):
+        method = create_at_step_1(name, distillation=0.0)
+        assert "distillation" not in method.losses(Batch(random_labels(), student, teacher)), name
+        assert method.needs_teacher == (name == "plop")
+    none = {"distillation": 0.0, "feature_distillation": 0.0}
+    for weights in ({}, {"distillation": 1.0}, {"feature_distillation": 1.0}):
+        assert methods.create("ilt", none | weights, 4, 2).needs_teacher == bool(weights)
+
+
 @pytest.mark.parametrize(("key", "name", "options"), PUBLISHED)
 @pytest.mark.parametrize("case", [c for c in golden_cases("1_losses") if "step0" not in str(c.id)])
 def test_terms_match_the_published_trainer(

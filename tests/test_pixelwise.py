@@ -41,7 +41,7 @@ def rows_and_images() -> Iterator[tuple[slice, slice]]:
     yield slice(2, 3), slice(23, 24)
 
 
-@pytest.mark.parametrize("small", [(6, 5), (5, 7), (24, 20), (1, 1), (30, 20)])
+@pytest.mark.parametrize("small", [(6, 5), (5, 7), (24, 20), (24, 5), (6, 20), (1, 1), (30, 20)])
 def test_blocks_are_parts_of_the_upsampled_logits(small: tuple[int, int]) -> None:
     maps = draw(3, 4, *small)
     whole = upsample(maps, SIZE)
@@ -52,11 +52,15 @@ def test_blocks_are_parts_of_the_upsampled_logits(small: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_is_upsampled_in_float32(autocast: bool) -> None:
-    maps = draw(1, 4, 6, 5).to(torch.bfloat16)
+    maps, slope = draw(1, 4, 6, 5).to(torch.bfloat16), draw(1, 4, *SIZE).float()
+    place, gradient = (slice(0, 1), slice(0, 24)), torch.zeros(1, 4, 6, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        ours = Upsampled(maps, SIZE).block(slice(0, 1), slice(0, 24))
+        ours = Upsampled(maps, SIZE).block(*place)
+        Upsampled(maps, SIZE).add_adjoint(gradient, slope, *place)
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, upsample(maps.float(), SIZE))
+    full = maps.float().requires_grad_()
+    torch.testing.assert_close(ours, upsample(full, SIZE).detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(upsample(full, SIZE), full, slope)[0])
 
 
 def test_interpolation_shares_every_position_among_its_neighbours() -> None:
@@ -65,8 +69,9 @@ def test_interpolation_shares_every_position_among_its_neighbours() -> None:
     assert ((matrix > 0).sum(dim=1) <= 2).all()
 
 
-def test_means_and_gradients_are_those_of_the_whole(block: int) -> None:
-    maps, teacher, truth = draw(3, 5, 6, 5).requires_grad_(), draw(3, 3, 6, 5, seed=1), labels()
+@pytest.mark.parametrize("small", [(6, 5), SIZE, (24, 5)])
+def test_means_and_gradients_are_those_of_the_whole(block: int, small: tuple[int, int]) -> None:
+    maps, teacher, truth = draw(3, 5, *small).requires_grad_(), draw(3, 3, 6, 5, seed=1), labels()
     scale = draw(3, seed=2).abs()
 
     def per_pixel(rows: Tensor, ours: Tensor, its: Tensor, factor: Tensor) -> dict[str, Tensor]:
@@ -76,7 +81,7 @@ def test_means_and_gradients_are_those_of_the_whole(block: int) -> None:
         }
 
     def weighted(terms: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        value = 2 * terms["classification"] + terms["distillation"]
+        value = terms["distillation"] - 2 * terms["classification"]
         return value, torch.autograd.grad(value, maps)[0]
 
     factors = scale[:, None, None].expand(-1, SIZE[0], 1)

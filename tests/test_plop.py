@@ -152,6 +152,14 @@ def test_equal_maps_cost_nothing_and_keep_gradients_finite() -> None:
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+def test_half_precision_is_squared_and_summed_in_float32() -> None:
+    student, teacher = (300 * torch.randn(2, 6, 8, 8).to(torch.float16) for _ in range(2))
+    expected = plop.local_pod(student.float(), teacher.float())
+    assert torch.equal(plop.local_pod(student, teacher), expected)
+    folded = plop.fold_into_background(student, 3)
+    assert torch.equal(folded, plop.fold_into_background(student.float(), 3))
+
+
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (11, 8), (7, 8), (5, 16)])
 def test_cells_are_squares_of_the_width(size: tuple[int, int]) -> None:
     """As published, whatever the map's height; each mean computed by itself."""

@@ -110,6 +110,9 @@ def test_all_but_three_classifiers_stay_bit_for_bit(options: dict[str, Any]) -> 
     assert training.shares_features
     change = {name: (state(training)[name] - before[name]).abs().max() for name in moved}
     assert 0 < change["cls.0.bias"] < 1e-2 * change["unknown.bias"]
+    rates = {**options, "lr_factor": 3.0, "background_lr_factor": 0.5}
+    factors = methods.create("ssul", rates, N_OLD, N_NEW).trained(training.network)
+    assert {name: factors[name] for name in parts} == {"cls.0": 1.5, "cls.2": 3.0, "unknown": 3.0}
 
 
 @pytest.mark.parametrize("options", HEADS, ids=["linear", "conv"])
