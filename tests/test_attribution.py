@@ -11,6 +11,7 @@ from ciss.attribution import (
     Attribution,
     accumulate,
     attribute,
+    attribution_maps,
     channel_count,
     channel_mask,
     closed_form,
@@ -23,6 +24,7 @@ from ciss.attribution import (
 from ciss.checkpoint import save_tensors
 from ciss.errors import CissError
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise
+from ciss.models.network import upsample
 
 TOLERANCE = 2e-5
 
@@ -30,6 +32,12 @@ TOLERANCE = 2e-5
 def small_network(norm="abn", seed=0):
     network = SegmentationNetwork(NetworkConfig("resnet18", 16, norm, 4, 16), [4])
     initialise(network, seed)
+    # As in a trained network: without shifts a zero image would give zeros everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias") and not name.startswith("cls"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return network
 
 
@@ -148,6 +156,31 @@ def test_closed_form_equals_captum(capsys):
                     assert_same_choice(mine, reference, theirs_scores[row], fraction)
 
 
+@pytest.mark.parametrize("size", [(48, 40), (33, 50), (32, 32)])
+def test_attributions_add_up_to_what_they_explain(size):
+    """Integrated gradients are complete, and their integral can be taken step by step."""
+    network = small_network().double().eval()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+
+    def background(pre_logits):
+        return upsample(network.cls[0](pre_logits), size)[:, 0].sum(dim=(1, 2))
+
+    with torch.no_grad():
+        x, zero = (network.features(i).pre_logits for i in (images, torch.zeros_like(images[:1])))
+        ours = attribution_maps(network)(images)
+        total = background(x) - background(zero)
+    assert zero.abs().max() > 0.1
+    torch.testing.assert_close(ours.sum(dim=(1, 2, 3)).double(), total, rtol=1e-4, atol=1e-3)
+    assert ours.min() < 0 < ours.max()
+    steps, integral = 8, torch.zeros_like(x)
+    for step in range(steps):
+        between = (zero + (x - zero) * (step + 0.5) / steps).requires_grad_()
+        (gradient,) = torch.autograd.grad(background(between).sum(), between)
+        integral += gradient * (x - zero) / steps
+    assert relative_difference(ours.numpy(), integral.numpy()) < 1e-6
+
+
 def test_other_captum_attributions_run():
     """Gradient × activation is the closed form without its baseline."""
     network = small_network().eval()
@@ -178,6 +211,7 @@ def test_by_hand():
     found = accumulate(None, maps, labels, [7, 8])
     assert found.count.tolist() == [2, 1]
     assert found.joint_count == 2
+    assert found.sums.dtype == found.max_sums.dtype == found.joint_max_sum.dtype == torch.float64
     assert found.sums[0].tolist() == [[[1, 0], [0, 8]], [[-1, 0], [7, -12]]]
     assert found.sums[1].tolist() == [[[8, 0], [0, 0]], [[5, 0], [0, 0]]]
     assert found.max_sums.tolist() == [[4 + 4, 0 + 7], [8, 5]]
@@ -194,6 +228,7 @@ def test_batches_do_not_matter():
     whole = attribute(network, [(images, labels)], [4, 5])
     single = attribute(network, zip(images.split(1), labels.split(1), strict=True), [4, 5])
     assert whole.count.tolist() == single.count.tolist()
+    assert whole.sums.dtype == whole.max_sums.dtype == whole.joint_max_sum.dtype == torch.float32
     for name in ("sums", "max_sums", "joint_max_sum"):
         assert relative_difference(getattr(whole, name), getattr(single, name)) < 1e-5
 
@@ -236,6 +271,10 @@ def test_shrinking_takes_the_floor_pixel():
 )
 def test_channel_count(fraction, count):
     assert channel_count(fraction, 256) == count
+
+
+def test_a_share_is_rounded_to_the_nearest_count_a_half_up():
+    assert [channel_count(share, 10) for share in (0.24, 0.25, 0.26, 0.34, 0.35)] == [2, 3, 3, 3, 4]
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, 257, float("nan")])

@@ -43,7 +43,9 @@ def endpoints() -> tuple[SegmentationNetwork, SegmentationNetwork]:
 def test_every_tensor_of_the_old_model_is_fused_and_the_new_classifier_is_not() -> None:
     old, new = endpoints()
     before = copy.deepcopy(new.state_dict())
-    fused = fuse("ewf", old, new).state_dict()
+    made = fuse("ewf", old, new.train())
+    assert not made.training
+    fused = made.state_dict()
     share = math.sqrt(2 / (2 + 7))
     assert fused.keys() == before.keys()
     for name, value in fused.items():
@@ -87,7 +89,13 @@ def test_the_share_of_the_new_model(n_new: int, n_old: int, share: float) -> Non
 
 def test_models_that_do_not_follow_each_other_and_unknown_fusions_are_refused() -> None:
     old, new = endpoints()
-    for one, other in ((new, old), (old, old), (SegmentationNetwork(SMALL, [5]), new)):
+    wider = SegmentationNetwork(NetworkConfig("resnet18", width=4, head_channels=9), [4, 3])
+    for one, other in (
+        (new, old),
+        (old, old),
+        (SegmentationNetwork(SMALL, [5]), new),
+        (wider, new),
+    ):
         with pytest.raises(CissError, match="does not follow one of"):
             fuse("ewf", one, other)
     with pytest.raises(CissError, match="fusion 'none' is unknown; there are: ewf"):

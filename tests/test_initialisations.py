@@ -162,7 +162,25 @@ def test_apply_awt_joint_and_per_class():
     assert torch.allclose(network.cls[0].bias[0], shifted)
 
 
+def test_awt_asks_for_the_scores_that_its_options_name():
+    attribution = attribution_of()
+    # Spread over all positions, which a maximum does not see.
+    attribution.sums[:, 8:12] = 0.45
+    for pooling, chosen in (("max_after_mean", [0, 1, 2, 3]), ("avg_after_mean", [8, 9, 10, 11])):
+        masks = transfer.initialise(step_one(), "awt", {"pooling": pooling}, attribution, seed=0)
+        assert masks[0].nonzero().flatten().tolist() == chosen, pooling
+
+
+def test_each_step_of_each_seed_has_its_own_draw():
+    draws = [transfer.draw_of(seed, step) for seed in range(5) for step in range(30)]
+    assert len(set(draws)) == len(draws)
+
+
 def test_randchannels_moves_as_many_channels_as_asked_by_seed():
+    fractions = [
+        initialisations.describe(name).defaults["fraction"] for name in ("awt", "randchannels")
+    ]
+    assert fractions[0] == fractions[1]
     moved = []
     for seed in (0, 0, 1):
         network = step_one()

@@ -110,7 +110,8 @@ def test_absent_class_is_left_out_even_when_predicted():
 
 
 def test_groups_with_and_without_background():
-    groups = metrics.grouped_miou(torch.tensor([90.0, 60.0, 30.0, 20.0]), 1, 3)
+    # Also where classes that come later have a row.
+    groups = metrics.grouped_miou(torch.tensor([90.0, 60.0, 30.0, 20.0, 5.0]), 1, 3)
     assert groups.old == 75
     assert groups.new == 25
     assert groups.all == 50

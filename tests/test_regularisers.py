@@ -192,9 +192,11 @@ def test_resumed_run_ends_with_the_same_bits(name: str) -> None:
     first = train(method, network, range(30, 43))
     state = {key: tensor.clone() for key, tensor in method.state_dict().items()}
     network, method = fresh({k: v.clone() for k, v in network.state_dict().items()})
+    given = {key: tensor.clone() for key, tensor in state.items()}
     method.load_state_dict(state)
     assert method.state_dict().keys() == state.keys()
     assert first + train(method, network, range(43, 54)) == whole
+    assert all(torch.equal(tensor, given[key]) for key, tensor in state.items())
     for key, tensor in method.importances(network).items():
         assert torch.equal(tensor, expected[key]), key
 
@@ -214,6 +216,93 @@ def test_an_overflowed_gradient_leaves_no_trace(name: str) -> None:
         assert torch.equal(tensor, before[key]), key
 
 
+class OneTensor(nn.Module):
+    """Vectors of a single tensor could be the tensor itself, which the optimiser changes."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values))
+
+    def move(self, method: methods.Method, values: list[float], gradient: list[float]) -> None:
+        with torch.no_grad():
+            self.w.copy_(torch.tensor(values))
+        self.w.grad = torch.tensor(gradient)
+        method.after_backward(self)
+
+
+def numbers(importances: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    return {key.removesuffix("/w"): value.tolist() for key, value in importances.items()}
+
+
+@pytest.mark.parametrize("name", ["ewc", "pi", "rw"])
+def test_by_hand(name: str) -> None:
+    """Two steps of two iterations each, two parameters; the second step starts off from θ'."""
+    interval = {"interval": 1} if name == "rw" else {}
+    method = methods.create(name, {"importance": 3.0, **interval}, 0, 2)
+    network = OneTensor(1.0, 2.0)
+    network.move(method, [1.0, 2.0], [1.0, -2.0])
+    network.move(method, [0.5, 2.5], [2.0, 1.0])
+    with torch.no_grad():
+        network.w.copy_(torch.tensor([0.0, 3.0]))
+    first = method.importances(network)
+    kept = {key: value.clone() for key, value in first.items()}
+    # F ← 0.9 g² + 0.1 F from ones: 1.0 and 3.7, then 3.7 and 1.27.
+    fisher = [0.9 * 4 + 0.1 * 1.0, 0.9 * 1 + 0.1 * 3.7]
+    # −g Δθ is 1 and −0.5; PI's way to the end is −1 and 1; RW's ½ F Δθ² is ½ · 1.0 · ¼.
+    walk = [1.0 / (0.5 * 1.0 * 0.25), 0.0]
+    expected = {
+        "ewc": {"ewc/fisher": fisher},
+        "pi": {"pi/score": [1.0, 0.0]},
+        "rw": {"rw/fisher": fisher, "rw/score": walk},
+    }[name]
+    assert numbers(first) == {key: pytest.approx(value) for key, value in expected.items()}
+    network.move(method, [7.0, 7.0], [5.0, 5.0])
+    assert all(torch.equal(value, kept[key]) for key, value in first.items())
+
+    previous = {"w": torch.tensor([0.0, 3.0])}
+    method = methods.create(name, {"importance": 3.0, **interval}, 2, 1)
+    method.load_importances(first, previous)
+    # An initialisation has moved the second one already.
+    network = OneTensor(0.0, 4.0)
+    penalty = method.penalty(network)
+    # Of two values min-max makes 1 and 0; in all three the first is the larger.
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(0.0)
+    network.move(method, [0.0, 4.0], [0.0, 0.0])
+    network.move(method, [2.0, 5.0], [-1.0, -1.0])
+    penalty = method.penalty(network)
+    assert penalty is not None
+    kinds = 2 if name == "rw" else 1
+    assert penalty.item() == pytest.approx(3.0 * kinds * 2.0**2)
+    # F: 0.1 of it, and then 0.9 and 0.1 of that. −g Δθ is 2 and 1, the way from θ' 2 and 2.
+    before = [0.1 * value for value in fisher]
+    fisher = [0.9 + 0.1 * value for value in before]
+    walk = [
+        (2 / (0.5 * before[0] * 4) + walk[0]) / 2,
+        (1 / (0.5 * before[1] * 1) + walk[1]) / 2,
+    ]
+    expected = {
+        "ewc": {"ewc/fisher": fisher},
+        "pi": {"pi/score": [2 / 4 + 1.0, 1 / 4 + 0.0]},
+        "rw": {"rw/fisher": fisher, "rw/score": walk},
+    }[name]
+    found = numbers(method.importances(network))
+    assert found == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+
+
+def test_a_parameter_without_gradient_matters_little_and_a_frozen_one_not_at_all() -> None:
+    network = TinyNetwork([3])
+    network.body.bias.requires_grad_(False)
+    method = methods.create("ewc", {}, 0, 3)
+    network.body.weight.grad = torch.full_like(network.body.weight, 2.0)
+    network.cls[0].weight.grad = torch.zeros_like(network.cls[0].weight)
+    method.after_backward(network)
+    found = method.importances(network)
+    assert "ewc/fisher/body.bias" not in found
+    torch.testing.assert_close(found["ewc/fisher/body.weight"].unique(), torch.tensor([3.7]))
+    torch.testing.assert_close(found["ewc/fisher/cls.0.bias"], torch.full((3,), 0.1))
+
+
 def test_min_max_of_a_constant_is_zero() -> None:
     assert torch.equal(min_max(torch.full((3,), 7.0)), torch.zeros(3))
     torch.testing.assert_close(min_max(torch.tensor([1.0, 2, 5])), torch.tensor([0.0, 0.25, 1]))
@@ -223,6 +312,12 @@ def test_importances_of_another_run_are_refused() -> None:
     network = TinyNetwork([3])
     method = methods.create("ewc", {}, 3, 1)
     method.load_importances({}, dict(network.named_parameters()))
+    with pytest.raises(CissError, match=r"ewc/fisher/body\.weight"):
+        method.penalty(network)
+    narrower = {
+        f"ewc/fisher/{name}": parameter[1:] for name, parameter in network.named_parameters()
+    }
+    method.load_importances(narrower, dict(network.named_parameters()))
     with pytest.raises(CissError, match=r"ewc/fisher/body\.weight"):
         method.penalty(network)
 
