@@ -182,18 +182,17 @@ def run_plan(
             time.sleep(0.02)
     finally:
         _stop(running)
+    left = [*waiting, *(one.job for one in running)]
     if failed:
-        print(f"{len(failed)} jobs failed; {len(waiting)} others that need them wait")
-        return 1
-    if waiting or running:
-        if not running and time.monotonic() < end:
-            made = {path for job in jobs for path in job.output}
-            lacking = sorted({p for j in waiting for p in j.input if p not in made and not _is(p)})
-            print(f"there is no {', no '.join(lacking)}")
-            return 1
-        print(f"time is up, {len(waiting) + len(running)} jobs are left; run it again to go on")
+        print(f"{len(failed)} jobs failed, {len(left)} others are left")
+    if running or any(all(map(_is, job.input)) for job in waiting):
+        print(f"time is up, {len(left)} jobs are left; run it again to go on")
         return 3
-    return 0
+    made = {path for job in jobs for path in job.output}
+    lacking = sorted({p for job in waiting for p in job.input if p not in made and not _is(p)})
+    if lacking:
+        print(f"there is no {', no '.join(lacking)}")
+    return 1 if failed or waiting else 0
 
 
 def _is(path: str) -> bool:

@@ -129,7 +129,7 @@ def test_what_fails_is_shown_and_tried_again_and_the_rest_goes_on(
     printed = capsys.readouterr().out
     assert "it is broken" in printed
     assert "it wrote nothing" in printed
-    assert "2 jobs failed; 1 others that need them wait" in printed
+    assert "2 jobs failed, 1 others are left" in printed
     assert (folder / "in/c").is_file()
     (folder / "mended").touch()
     assert run([job for job in jobs if job.output != ("in/d",)]) == 0
@@ -147,6 +147,14 @@ def test_when_time_is_up_jobs_save_and_the_next_run_goes_on(folder: Path) -> Non
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["saved"]
     assert [*(folder / "in").iterdir()] == []
     assert run(jobs) == 0
+
+
+def test_what_failed_does_not_hide_that_time_was_up(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = jobs_of(a="exit 1", b="for i in $(seq 100); do sleep 0.05; done; echo > in/b")
+    assert run(jobs, minutes=0.01) == 3
+    assert "1 jobs failed, 1 others are left\ntime is up" in capsys.readouterr().out
 
 
 def test_a_file_that_nothing_makes_is_named(
