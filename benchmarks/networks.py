@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.reference.losses import VOID
 from benchmarks.reference.training import STATISTICS
+from ciss import methods
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 
 #: for the tests
@@ -54,6 +55,15 @@ class Step(NamedTuple):
     importances: dict[str, Tensor]
     images: Tensor
     labels: Tensor
+
+
+def extras_of(name: str, n_old: int, n_new: int) -> dict[str, Any]:
+    """What the networks of a method have beside the usual, as ``drawn`` and ``step`` take it."""
+    method = methods.create(name, {}, n_old, n_new)
+    extras: dict[str, Any] = {key: value for key, value in method.network_extras.items() if value}
+    if methods.describe(name).base_objective == methods.PREALLOCATED:
+        extras["preallocated"] = n_new + 1
+    return extras
 
 
 def step(

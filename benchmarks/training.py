@@ -26,6 +26,7 @@ from benchmarks.losses import CLASSES
 from benchmarks.reference import training as reference
 from benchmarks.table import Row, alternate, compared, plain
 from ciss import methods
+from ciss.datasets.base import UNKNOWN
 from ciss.models import NetworkConfig, SegmentationNetwork
 from ciss.runtime import keep_memory
 from ciss.training import Recipe, Training
@@ -34,10 +35,21 @@ GROUP = "One training iteration"
 LR = 1e-3
 
 
-def begin(config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int) -> networks.Step:
-    """Draw a step's networks and a batch; ``classes``: old and new outputs."""
+def begin(
+    name: str, config: NetworkConfig, classes: tuple[int, int], batch: int, crop: int
+) -> networks.Step:
+    """Draw the networks of a method's step and a batch; ``classes``: old and new outputs."""
     keep_memory()  # as every job does on a CPU
-    return networks.step(config, classes, batch, crop)
+    step = networks.step(config, classes, batch, crop, **networks.extras_of(name, *classes))
+    if methods.method_class(name).has_unknown:
+        upper = step.labels[:, : crop // 2]
+        upper[upper == 0] = UNKNOWN
+        with torch.no_grad():
+            for each in (step.network, step.teacher):
+                for classifier in (*each.classifiers, each.origin):
+                    # Large logits have one and the same sigmoid, of which none is the largest.
+                    classifier.weight.mul_(0.1)
+    return step
 
 
 def ours(name: str, step: networks.Step) -> Training:
@@ -102,26 +114,25 @@ def rows(what: Given) -> Iterator[Row]:
     torch.set_num_threads(1)
     config = networks.TINY if what.tiny else NetworkConfig("resnet18")
     batch, crop = (2, 64) if what.tiny else (2, 256)
-    step = begin(config, (16, 5), batch, crop)
-    for name in methods.names():
-        if name in (*reference.WITH_TEACHER, *reference.STATISTICS, "ft"):
-            yield measure(name, step, what.rounds)
-    yield measure("mib", begin(config, CLASSES["ade"], batch, crop), what.rounds)
+    for name in methods.trained_names():
+        if name in reference.NAMES:
+            yield measure(name, begin(name, config, (16, 5), batch, crop), what.rounds)
+    yield measure("mib", begin("mib", config, CLASSES["ade"], batch, crop), what.rounds)
 
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     old, new = arguments.classes
-    step = begin(NetworkConfig(arguments.backbone), (old, new), arguments.batch, arguments.crop)
-    print(plain([measure(name, step, arguments.rounds) for name in arguments.methods]))
+    config, sizes = NetworkConfig(arguments.backbone), ((old, new), arguments.batch, arguments.crop)
+    steps = {name: begin(name, config, *sizes) for name in arguments.methods}
+    print(plain([measure(name, step, arguments.rounds) for name, step in steps.items()]))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    everything = ["ft", *reference.WITH_TEACHER, *reference.STATISTICS]
-    parser.add_argument("--methods", nargs="+", default=everything)
+    parser.add_argument("--methods", nargs="+", default=reference.NAMES, choices=reference.NAMES)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--classes", nargs=2, type=int, default=(16, 5), help="old and new outputs")
     parser.add_argument("--batch", type=int, default=2)

@@ -41,11 +41,7 @@ SPREAD = 3.0
 
 def step_of(name: str, config: NetworkConfig, batch: int, crop: int) -> networks.Step:
     """Draw networks of the kind that a method needs, and a batch."""
-    method = methods.create(name, {}, OLD, NEW)
-    extras: dict[str, Any] = {key: value for key, value in method.network_extras.items() if value}
-    if methods.describe(name).base_objective == methods.PREALLOCATED:
-        extras["preallocated"] = NEW + 1
-    return networks.step(config, (OLD, NEW), batch, crop, **extras)
+    return networks.step(config, (OLD, NEW), batch, crop, **networks.extras_of(name, OLD, NEW))
 
 
 def method_of(name: str, step: networks.Step, device: torch.device, dtype: torch.dtype) -> Method:

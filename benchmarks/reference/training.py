@@ -1,7 +1,8 @@
 """A training iteration as class-incremental code bases write it.
 
 All logits are upsampled at once, for student and teacher; importances of parameters are kept and
-updated tensor by tensor.
+updated tensor by tensor; a teacher runs from the images on, though all but its classifiers may be
+the student's.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.reference import losses
+from ciss.datasets.base import UNKNOWN
 from ciss.models import SegmentationNetwork
 from ciss.models.network import NetworkOutput
 
 #: methods that hold parameters by importances, by the statistics that these are made of
 STATISTICS = {"ewc": ("fisher",), "pi": ("score",), "rw": ("fisher", "score")}
-WITH_TEACHER = ("lwf", "lwf-mc", "ilt", "mib", "plop")
+WITH_TEACHER = ("lwf", "lwf-mc", "ilt", "mib", "plop", "ssul")
+NAMES = ("ft", *WITH_TEACHER, *STATISTICS, "dft")
+#: an old class is the label of a background pixel from this sigmoid of the teacher's on (SSUL)
+CONFIDENCE = 0.7
 #: θ of the statistics below may be 0 apart
 DAMPING = 1e-8
 
@@ -76,6 +81,43 @@ class Importances:
         return 100 * total
 
 
+def trained_parts(name: str, network: SegmentationNetwork) -> list[tuple[nn.Module, float]]:
+    """What a method trains, with factors on the learning rate; what it does not is frozen."""
+    if name not in ("dft", "ssul"):
+        return [(network, 1.0)]
+    network.requires_grad_(False).eval()
+    newest = network.classifiers[-1]
+    if name == "dft":
+        assert network.future is not None
+        parts: list[tuple[nn.Module, float]] = [(newest, 1.0), (network.future, 1.0)]
+    else:
+        assert network.unknown is not None
+        parts = [(newest, 10.0), (network.unknown, 10.0), (network.classifiers[0], 1e-3)]
+    for part, _ in parts:
+        part.requires_grad_()
+    return parts
+
+
+def ssul(student: NetworkOutput, teacher: NetworkOutput, labels: Tensor) -> losses.Terms:
+    """Sigmoid cross-entropy on labels that the teacher completes; the last output: the unknown."""
+    ours, its = (
+        losses.upsample(torch.cat([output.small_logits, output.unknown], dim=1), labels)
+        for output in (student, teacher)
+        if output.unknown is not None
+    )
+    score, predicted = torch.sigmoid(its).max(dim=1)
+    is_old = (predicted != 0) & (predicted != its.shape[1] - 1) & (score >= CONFIDENCE)
+    is_open = (labels == 0) | (labels == UNKNOWN)
+    labels = torch.where(is_old & is_open, predicted, labels)
+    labels = torch.where(labels == UNKNOWN, ours.shape[1] - 1, labels)
+    known = labels != losses.VOID
+    targets = torch.zeros_like(ours)
+    targets.scatter_(1, (labels * known)[:, None], 1.0)
+    per_class = F.binary_cross_entropy_with_logits(ours, targets, reduction="none")
+    of_image = (per_class.sum(dim=1) * known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+    return {"classification": of_image.mean()}
+
+
 class Training:
     """Student, teacher and optimiser of a step after 0."""
 
@@ -89,7 +131,13 @@ class Training:
     ) -> None:
         self.name, self.network, self.teacher = name, network.train(), teacher.eval()
         self.optimiser = torch.optim.SGD(
-            network.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4, nesterov=True
+            [
+                {"params": list(part.parameters()), "lr": factor * lr}
+                for part, factor in trained_parts(name, network)
+            ],
+            momentum=0.9,
+            weight_decay=1e-4,
+            nesterov=True,
         )
         self.held: Importances | None = None
         if name in STATISTICS:
@@ -116,8 +164,14 @@ class Training:
         self, student: NetworkOutput, teacher: NetworkOutput | None, labels: Tensor
     ) -> losses.Terms:
         n_old = self.teacher.n_classes
+        if self.name == "dft":
+            assert student.future_logits is not None
+            every = torch.cat([student.small_logits, student.future_logits], dim=1)
+            return losses.ft(every, every, labels, n_old)
         if teacher is None:
             return losses.ft(student.small_logits, student.small_logits, labels, n_old)
+        if self.name == "ssul":
+            return ssul(student, teacher, labels)
         name = "lwf" if self.name == "ilt" else self.name
         found = losses.LOSSES[name](student.small_logits, teacher.small_logits, labels, n_old)
         if self.name == "ilt":
