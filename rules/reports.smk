@@ -149,7 +149,7 @@ def say_where_reports_are():
         OTHER_NAMES.get(target, target) for target in requested_targets() or ["paper"]
     ]
     for name in asked:
-        for report in CONFIG["paper"] if name == "paper" else [name]:
+        for report in CONFIG.get("paper", []) if name == "paper" else [name]:
             if report in REPORTS:
                 folder = at(paths.REPORT.format(report=report))
                 print(
