@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ciss.checkpoint import load_tensors, save_tensors
 from ciss.errors import CissError
-from ciss.initialisations import describe, options_of
+from ciss.initialisations import describe, module_of, options_of
 from ciss.initialisations.base import Classifiers, Learner
 from ciss.methods.base import Method
 from ciss.models.network import SegmentationNetwork
@@ -76,7 +76,7 @@ def pretuning(
     """
     if not describe(name).needs_pretuning:
         raise CissError(f"initialisation '{name}' is not learned: it needs no pre-tuning")
-    module = cast("Pretuned", importlib.import_module(f"ciss.initialisations.{name}"))
+    module = cast("Pretuned", importlib.import_module(module_of(name)))
     learner = module.learner(network.to(device), options_of(name, options))
     return Training(
         cast("SegmentationNetwork", learner), None, _Pretuning(learner), recipe, iterations, device

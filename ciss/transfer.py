@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ciss.attribution import Attribution, channel_mask, scores
 from ciss.errors import CissError
-from ciss.initialisations import check_name, describe, options_of
+from ciss.initialisations import describe, module_of, options_of
 from ciss.initialisations.base import Classifiers
 from ciss.models.network import SegmentationNetwork
 
@@ -34,8 +34,7 @@ class Initialisation(Protocol):
 
 def get(name: str) -> Initialisation:
     """Return the initialisation called ``name``. Raises ``CissError`` when there is none."""
-    check_name(name)
-    return cast("Initialisation", importlib.import_module(f"ciss.initialisations.{name}"))
+    return cast("Initialisation", importlib.import_module(module_of(name)))
 
 
 def draw_of(seed: int, step: int) -> int:

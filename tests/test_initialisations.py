@@ -93,6 +93,7 @@ def test_names_are_the_modules():
 
 def test_one_that_needs_attribution_has_the_options_that_choose_channels(tmp_path, monkeypatch):
     code = 'NEEDS_ATTRIBUTION = True\nOPTIONS = {"fraction": 0.5, "other": 1}\n'
+    code += "def initialise(): ...\n"
     (tmp_path / "half.py").write_text(code)
     monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
     monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
@@ -104,6 +105,31 @@ def test_one_that_needs_attribution_has_the_options_that_choose_channels(tmp_pat
             initialisations.describe("half")
         (tmp_path / "half.py").write_text(code.replace("True", "False"))
         assert initialisations.describe("half").defaults == {"fraction": 0.5, "other": 1}
+    finally:
+        initialisations.names.cache_clear()
+        initialisations.describe.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("NEEDS_ATTRIBUTION = False\nOPTIONS = {}\n", r"by_half\.py lacks initialise\(\)"),
+        (
+            "NEEDS_PRETUNING = True\nOPTIONS = {}\ndef initialise(): ...\n",
+            r"lacks NEEDS_ATTRIBUTION, learner\(\)",
+        ),
+        ("OPTIONS = dict(share=1)\n", r"by_half\.py: OPTIONS must be written as a literal"),
+    ],
+)
+def test_planning_refuses_a_module_that_lacks_something(code, words, tmp_path, monkeypatch):
+    (tmp_path / "by_half.py").write_text(code)
+    monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
+    initialisations.names.cache_clear()
+    try:
+        assert initialisations.names() == ("by-half",)
+        with pytest.raises(CissError, match=words):
+            initialisations.describe("by-half")
     finally:
         initialisations.names.cache_clear()
         initialisations.describe.cache_clear()

@@ -300,7 +300,7 @@ def test_classifiers_are_kept_and_wrong_ones_are_refused(tmp_path: Path) -> None
         start(name="mib")
 
 
-FACTS = "NEEDS_ATTRIBUTION = {}\nNEEDS_PRETUNING = {}\nOPTIONS = {}\n"
+FACTS = "NEEDS_ATTRIBUTION = {}\nNEEDS_PRETUNING = {}\nOPTIONS = {}\ndef learner(): ...\n"
 TRAINED = {"epochs": 1, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
 
 

@@ -1,11 +1,11 @@
 """Initialisations of a step's new classifiers: one module each, named as experiments name them.
 
-A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its options with their defaults), ``CHOICES``
-where an option takes one of a few words, all written as literals, and
-``initialise(classifiers, options, masks, generator)``, which returns the new ``Classifiers``. One
-that is learned on the step's images says ``NEEDS_PRETUNING`` and offers ``learner(network,
-options)`` instead, which ``ciss.pretuning`` runs. A new file in this folder is a new
-initialisation; nothing else needs to know of it. Importing this package imports no torch, as
+``-`` in a name is ``_`` in the module's. A module offers ``NEEDS_ATTRIBUTION``, ``OPTIONS`` (its
+options with their defaults), ``CHOICES`` where an option takes one of a few words, all written as
+literals, and ``initialise(classifiers, options, masks, generator)``, which returns the new
+``Classifiers``. One that is learned on the step's images says ``NEEDS_PRETUNING`` and offers
+``learner(network, options)`` instead, which ``ciss.pretuning`` runs. A new file in this folder is a
+new initialisation; nothing else needs to know of it. Importing this package imports no torch, as
 ``ciss.methods`` does not; ``ciss.transfer`` applies initialisations.
 """
 
@@ -43,9 +43,15 @@ class Description:
 
 @cache
 def names() -> tuple[str, ...]:
-    """Names of all initialisations."""
+    """Names of all initialisations, with ``-`` for ``_`` in the modules' names."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in modules if name != "base"))
+    return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
+
+
+def module_of(name: str) -> str:
+    """Return the module of an initialisation. Raises ``CissError`` when there is none."""
+    check_name(name)
+    return f"{__name__}.{name.replace('-', '_')}"
 
 
 @cache
@@ -53,17 +59,25 @@ def describe(name: str) -> Description:
     """Read an initialisation's facts from its source, without importing it.
 
     Raises ``CissError`` for an unknown name, for one that needs attribution but lacks an option of
-    ``CHANNEL_OPTIONS``, or pre-tuning but one of ``PRETUNING_OPTIONS``, or that needs both.
+    ``CHANNEL_OPTIONS``, or pre-tuning but one of ``PRETUNING_OPTIONS``, or that needs both, and for
+    a module that lacks what all offer.
     """
-    check_name(name)
-    syntax = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    path = Path(__file__).parent / f"{module_of(name).rpartition('.')[2]}.py"
+    syntax = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     values: dict[str, Any] = {"CHOICES": {}, "NEEDS_PRETUNING": False}
     for node in syntax.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name) and target.id in _FACTS:
-            values[target.id] = ast.literal_eval(node.value)
+            try:
+                values[target.id] = ast.literal_eval(node.value)
+            except ValueError as error:
+                raise CissError(
+                    f"{path}: {target.id} must be written as a literal: the workflow reads it "
+                    "without importing the module"
+                ) from error
+    _check_offered(path, syntax, values)
     _check_facts(name, values)
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]
     return Description(
@@ -73,6 +87,18 @@ def describe(name: str) -> Description:
         values["NEEDS_PRETUNING"],
         values["CHOICES"],
     )
+
+
+def _check_offered(path: Path, syntax: ast.Module, values: Mapping[str, Any]) -> None:
+    """Before step 0 is trained, not when the first later step begins."""
+    function = "learner" if values["NEEDS_PRETUNING"] else "initialise"
+    functions = {node.name for node in syntax.body if isinstance(node, ast.FunctionDef)}
+    imports = (node.names for node in syntax.body if isinstance(node, ast.ImportFrom))
+    functions |= {alias.asname or alias.name for aliases in imports for alias in aliases}
+    absent = [fact for fact in ("NEEDS_ATTRIBUTION", "OPTIONS") if fact not in values]
+    absent += [f"{function}()"] if function not in functions else []
+    if absent:
+        raise CissError(f"{path} lacks {', '.join(absent)}; docs/add-an-initialisation.md")
 
 
 def _check_facts(name: str, values: Mapping[str, Any]) -> None:

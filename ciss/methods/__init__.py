@@ -161,7 +161,7 @@ def _syntax(module: str) -> ast.Module:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
 
 
 def _facts(module: str, class_name: str) -> dict[str, Any] | None:
