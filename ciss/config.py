@@ -720,7 +720,8 @@ def _sentence(error: Any) -> str:
         case "enum":
             return f"{where}: " + unknown("value", value, rule)
         case "pattern" if "propertyNames" in error.absolute_schema_path:
-            return f"{where}: the name {value!r} is not allowed; it must match {rule}"
+            allowed = error.schema.get("description", rule)
+            return f"{where}: the name {value!r} is not allowed; a name has {allowed}"
         case "pattern":
             return f"{where} is {value!r}; allowed: {error.schema.get('description', rule)}"
         case "minItems":
