@@ -111,8 +111,8 @@ def with_pseudo_labels(labels: Tensor, logits: Tensor, uncertainty: float) -> Te
 
 def random_expansion(features: int, channels: int, seed: int) -> Tensor:
     """Draw the fixed R: [features, channels] float32, normal with variance 1 / channels."""
-    # Not the numbers that drew the network's first weights.
-    generator = torch.Generator().manual_seed(2**40 + seed)
+    # Not the numbers that drew the network's first weights. Of a seed 32 bits count.
+    generator = torch.Generator().manual_seed(2**31 + seed)
     return torch.randn(features, channels, generator=generator) / channels**0.5
 
 

@@ -233,3 +233,13 @@ def test_a_pass_takes_every_image_once_whoever_brings_it(tmp_path: Path) -> None
     assert (parts[0].count + parts[1].count).tolist() == one.count.tolist()
     again = ridge.accumulate(nothing, network, (b[:2] for b in single_pass(images, 3)), None)
     assert torch.equal(again.gram, one.gram)
+
+
+def test_the_random_features_are_drawn_alike_and_for_themselves() -> None:
+    drawn = ridge.random_expansion(3000, 25, seed=1)
+    assert torch.equal(drawn, ridge.random_expansion(3000, 25, seed=1))
+    assert not torch.equal(drawn, ridge.random_expansion(3000, 25, seed=2))
+    assert drawn.std().item() == pytest.approx(1 / 5, rel=0.02)
+    # Numbers of the same seed drew the network's first weights.
+    same = torch.randn(3000, 25, generator=torch.Generator().manual_seed(1)) / 5
+    assert not torch.allclose(drawn, same)
