@@ -452,11 +452,10 @@ class EpochTotals:
         small_labels = F.interpolate(labels[:, None].float(), small_scores.shape[-2:])[:, 0].long()
         if self.training.network.unknown is not None:
             small_labels[small_labels == UNKNOWN] = BACKGROUND
-        predicted = small_scores.argmax(1)
-        # This step's labels call old classes background: so must predictions, to be comparable.
-        predicted[predicted < self.new.start] = 0
+        # Labels call old classes background where predictions do not: no score of a new class
+        # looks at the difference.
         self.confusion += confusion_matrix(
-            small_labels, predicted, len(self.confusion), checked=False
+            small_labels, small_scores.argmax(1), len(self.confusion), checked=False
         )
         self.batches += 1
         self.images += len(indices)

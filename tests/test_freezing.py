@@ -153,3 +153,21 @@ def test_names_are_checked_and_the_longest_counts() -> None:
         freezing.learning_rate_factors(network, {"cls.7": 1.0, "cls.1": 1.0})
     with pytest.raises(ValueError, match="no parameter is left"):
         freezing.learning_rate_factors(network, {})
+
+
+def test_a_name_is_that_of_a_module_and_not_how_another_begins() -> None:
+    """Step 10 of many has `cls.10`, which `cls.1` does not cover."""
+    network = nn.Module()
+    network.cls = nn.ModuleList(nn.Linear(1, 1) for _ in range(11))
+    network.dropout, network.rest = nn.Dropout(), nn.Linear(1, 1)
+    factors = freezing.learning_rate_factors(network, {"cls.1": 2.0, "cls.10.bias": 1.0})
+    assert factors == {"cls.1.weight": 2.0, "cls.1.bias": 2.0, "cls.10.bias": 1.0}
+    old = freezing.old_classifiers([1] * 11)
+    assert old == [f"cls.{step}" for step in range(10)]
+    left = freezing.without(freezing.learning_rate_factors(network, None), old)
+    assert [name for name in left if "cls" in name] == ["cls.10.weight", "cls.10.bias"]
+    # What has no parameters is not frozen.
+    freezing.freeze_others(network, factors)
+    freezing.train_mode(network)
+    assert network.dropout.training
+    assert not network.rest.training

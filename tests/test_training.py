@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -292,6 +292,107 @@ def test_training_moves_the_student_and_leaves_the_teacher(
     assert not torch.equal(training.network.classifiers[-1].weight, weight)
     for name, value in training.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_row_of_the_history_by_hand(
+    images: TrainingImages, start: Callable[..., Training]
+) -> None:
+    training = start("ft")
+    totals = EpochTotals(training, images)
+    # Of each two rows and columns of the labels the first ones are compared; 254 is the unknown.
+    first, second = N_BASE + 1, N_BASE + 2
+    small_labels = [[[first, 0], [255, second]], [[first, first], [0, 254]]]
+    predicted = [[[first, second], [first, 3]], [[first, second], [5, first]]]
+    labels = torch.tensor(small_labels).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    labels[:, 1::2], labels[:, :, 1::2] = first, second
+    scores = torch.nn.functional.one_hot(torch.tensor(predicted), 1 + N_BASE + N_NEW)
+    training.network.unknown = training.network.classifiers[0]
+    for loss in (1.0, 3.0):
+        terms = {"a": torch.tensor(loss), "b": torch.tensor(loss / 2)}
+        totals.add(terms, scores.movedim(3, 1).float(), labels, torch.tensor([0, 1]))
+    row = totals.finish(0, training)
+    assert (row["loss_a"], row["loss_b"], row["loss"]) == (2.0, 1.0, 3.0)
+    # Of the first new class 2 of 3 pixels, with one false one; of the second none; others absent.
+    assert row["iou_new"] == pytest.approx((100 * 2 / 4 + 0) / 2)
+
+
+class Seen(NamedTuple):
+    """What one update did: types of the networks' logits, losses, gradients that the method saw."""
+
+    dtypes: list[torch.dtype]
+    terms: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+
+
+def update_once(training: Training, scale: float = 1.0) -> Seen:
+    generator = torch.Generator().manual_seed(0)
+    inputs = scale * torch.randn(4, 3, 32, 32, generator=generator)
+    labels = torch.randint(N_BASE + 1, N_BASE + 1 + N_NEW, (4, 32, 32), generator=generator)
+    labels[:, :16] = 0
+    dtypes: list[torch.dtype] = []
+    gradients: dict[str, torch.Tensor] = {}
+    hooks = [
+        network.register_forward_hook(lambda _, __, out: dtypes.append(out.small_logits.dtype))
+        for network in (training.network, training.teacher)
+        if network is not None
+    ]
+    after_backward = training.method.after_backward
+
+    def watched(network: torch.nn.Module) -> None:
+        gradients.update({n: p.grad.clone() for n, p in network.named_parameters()})
+        after_backward(network)
+
+    training.method.after_backward = watched  # type: ignore[method-assign]
+    terms, _ = training.update(inputs, labels)
+    for hook in hooks:
+        hook.remove()
+    return Seen(dtypes, terms, gradients)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_is_for_the_networks_alone(
+    precision: str, start: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, gradients and parameters are float32; those of float16 were scaled meanwhile."""
+    half = runtime.PRECISIONS[precision]
+    # What only a GPU may do otherwise.
+    monkeypatch.setattr("ciss.training.precision_for", lambda name, _: runtime.PRECISIONS[name])
+    full, mixed = (
+        update_once(start("mib", dataclasses.replace(RECIPE, precision=name)))
+        for name in ("fp32", precision)
+    )
+    assert full.dtypes == [torch.float32] * 2
+    assert mixed.dtypes == [half] * 2
+    for name, term in mixed.terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, full.terms[name], rtol=0.02, atol=0)
+    for name in ("cls.0.bias", "cls.1.weight"):
+        gradient = mixed.gradients[name]
+        assert gradient.dtype == torch.float32
+        expected = full.gradients[name]
+        assert (gradient - expected).norm() < 0.1 * expected.norm(), name
+
+
+def test_an_overflow_in_float16_is_no_step_and_lowers_the_scale(
+    start: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciss.training.precision_for", lambda *_: torch.float16)
+    training = start("ewc")
+    update_once(training)
+    importances = training.method.importances(training.network)
+    before = copy.deepcopy(training.state_dict())
+    scale = training.scaler.get_scale()
+    training.scaler.update(1e30)
+    seen = update_once(training)
+    assert not all(gradient.isfinite().all() for gradient in seen.gradients.values())
+    for name, parameter in training.network.named_parameters():
+        assert torch.equal(parameter, before["network"][name]), name
+    for name, value in training.method.importances(training.network).items():
+        assert torch.equal(value, importances[name]), name
+    assert training.iteration == before["iteration"] + 1
+    assert training.scaler.get_scale() == pytest.approx(0.5e30)
+    training.load_state_dict(before)
+    assert training.scaler.get_scale() == scale
 
 
 def test_losses_that_were_not_looked_at_yet_are_at_an_epoch_s_end_and_before_saving(
