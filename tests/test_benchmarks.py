@@ -52,11 +52,23 @@ def test_without_captum_the_same_is_attributed_by_hand(monkeypatch: pytest.Monke
     given = attribution.inputs(networks.TINY, 64, 3, "cpu")
     model = reference.SummedLogits(given.network)
     image = given.images[:1]
-    expected = reference.captum_gradients(model, image, 4)
-    found = reference.gradients_by_hand(model, image, 4)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+    expected = reference.captum_gradients(model, image, 5, 1)
+    largest = float(expected.abs().max())
+    for at_once in (1, 2, 5):
+        found = reference.gradients_by_hand(model, image, 5, at_once)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * largest)
     monkeypatch.setattr(reference, "EXPLAINER", reference.gradients_by_hand)
-    attribution.check(given, 4)
+    attribution.check(given, 4, 2)
+
+
+def test_a_gpu_that_is_full_takes_fewer_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(given: object, classes: object, steps: int, at_once: int) -> None:
+        if at_once > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(attribution, "published", full)
+    given = attribution.inputs(networks.TINY, 64, 3, "cpu")
+    assert attribution.steps_that_fit(given, 50) == 6
 
 
 @pytest.mark.workflow

@@ -26,11 +26,12 @@ class SummedLogits(nn.Module):
         return logits.sum(dim=(2, 3))
 
 
-#: (model, image [1, 3, H, W], steps) -> attributions of the classifier's input [1, C, h, w]
-Explainer = Callable[[SummedLogits, Tensor, int], Tensor]
+#: (model, image [1, 3, H, W], steps, how many of them in a batch) -> attributions of the
+#: classifier's input [1, C, h, w]
+Explainer = Callable[[SummedLogits, Tensor, int, int], Tensor]
 
 
-def captum_gradients(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
+def captum_gradients(model: SummedLogits, image: Tensor, steps: int, at_once: int) -> Tensor:
     """Integrated gradients of the background by Captum."""
     from captum.attr import LayerIntegratedGradients
 
@@ -39,13 +40,13 @@ def captum_gradients(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
         baselines=torch.zeros_like(image),
         target=0,
         n_steps=steps,
-        internal_batch_size=1,
+        internal_batch_size=at_once,
         attribute_to_layer_input=True,
     )
     return (result[0] if isinstance(result, tuple) else result).detach()
 
 
-def gradients_by_hand(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
+def gradients_by_hand(model: SummedLogits, image: Tensor, steps: int, at_once: int) -> Tensor:
     """The same for machines without Captum: a forward pass of the whole network for every step.
 
     As Captum does it: the classifier's input is put in the place of the one computed, and points
@@ -59,14 +60,19 @@ def gradients_by_hand(model: SummedLogits, image: Tensor, steps: int) -> Tensor:
     looking.remove()
     x, x_zero = seen
     total = torch.zeros_like(x)
-    for point, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
-        inside = (x_zero + (float(point) + 1) / 2 * (x - x_zero)).requires_grad_()
+    points, weights = (
+        torch.from_numpy(values).to(x).reshape(-1, 1, 1, 1).split(at_once)
+        for values in np.polynomial.legendre.leggauss(steps)
+    )
+    for point, weight in zip(points, weights, strict=True):
+        inside = (x_zero + (point + 1) / 2 * (x - x_zero)).requires_grad_()
         replacing = model.classifier.register_forward_pre_hook(
             lambda _, __, inside=inside: (inside,)
         )
-        (gradient,) = torch.autograd.grad(model(image)[:, 0].sum(), inside)
+        output = model(image.expand(len(point), -1, -1, -1))
+        (gradient,) = torch.autograd.grad(output[:, 0].sum(), inside)
         replacing.remove()
-        total += float(weight) / 2 * gradient
+        total += (weight / 2 * gradient).sum(dim=0, keepdim=True)
     return total * (x - x_zero)
 
 
@@ -82,17 +88,19 @@ def chosen_channels(
     labels: Tensor,
     classes: Iterable[int],
     steps: int = 50,
+    at_once: int = 1,
     share: float = 0.25,
 ) -> Tensor:
     """Attribute the background on images [B, 3, H, W] that show ``classes``; returns bool [C].
 
-    Attributions count where the label map, resized to the feature map, shows one of the classes;
-    the channels with the largest maxima of the mean map are chosen.
+    ``at_once`` of the ``steps`` make a batch. Attributions count where the label map, resized to
+    the feature map, shows one of the classes; the channels with the largest maxima of the mean map
+    are chosen.
     """
     model = SummedLogits(network)
     wanted, maps = torch.tensor(list(classes), device=images.device), []
     for image, label in zip(images, labels, strict=True):
-        maps_of_image = EXPLAINER(model, image[None], steps)
+        maps_of_image = EXPLAINER(model, image[None], steps, at_once)
         small = F.interpolate(label[None, None].float(), maps_of_image.shape[2:])[0, 0]
         shown = torch.isin(small.long(), wanted)
         if shown.any():
