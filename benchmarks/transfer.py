@@ -2,9 +2,9 @@
 
     python benchmarks/transfer.py --backbone resnet50
 
-Published code builds the network anew, with weights drawn for all layers, loads the last step's
-checkpoint, in which its optimiser is too, and moves channels one by one. Here the weights are read
-into place and the result is written to a file, whose time counts. The same classifiers come out.
+Published code builds the network anew, with weights drawn for all layers, and loads the last step's
+checkpoint, in which its optimiser is too. Here the weights are read into place and the result is
+written to a file, whose time counts. The same classifiers come out.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ciss.models import NetworkConfig, SegmentationNetwork, initialise
+from ciss.models import NetworkConfig, SegmentationNetwork
 
 
 def save(path: Path, network: SegmentationNetwork) -> None:
@@ -32,7 +32,6 @@ def widened(
     ``mask``: bool [C], channels whose background weights are added to the fresh ones.
     """
     network = SegmentationNetwork(config, classes)
-    initialise(network, seed=0)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(checkpoint["model_state"], strict=False)
     background, newest = network.classifiers[0], network.classifiers[-1]
@@ -41,8 +40,5 @@ def widened(
         newest.weight.copy_(weights)
         assert newest.bias is not None
         newest.bias.copy_(biases)
-        for label in range(classes[-1]):
-            for channel in range(len(mask)):
-                if mask[channel]:
-                    newest.weight[label, channel] += background.weight[0, channel]
+        newest.weight += background.weight[0] * mask[:, None, None]
     return network
