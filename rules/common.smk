@@ -91,7 +91,7 @@ def is_submitted():
     known = command_line()
     if known is None:
         return False
-    if known.executor is None and known.profile:
+    if known.executor is None and known.profile not in (None, ["none"]):
         # What a profile says is added behind the last word; behind `--` it would be a target.
         words = sys.argv[1:]
         words = words[: words.index("--")] if "--" in words else words

@@ -1050,7 +1050,7 @@ def test_a_run_without_the_images_stops_before_any_work(
 
 def test_a_job_starts_a_process_for_each_gpu_that_it_has(clone: Path) -> None:
     gpus = ("--config", "runtime={gpus: 2}")
-    run = snakemake(clone, "-n", "-p", "voc_15-5_mib", *gpus)
+    run = snakemake(clone, "--profile", "none", "-n", "-p", "voc_15-5_mib", *gpus)
     assert run.output.count("--processes 2 ") == 4  # two trainings, two evaluations
     # The profile of a cluster wins, also over the number that local jobs may use together.
     profile = ("--profile", "slurm", "-n", "-p", "voc_15-5_mib")
