@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -287,9 +288,32 @@ class Trained(NamedTuple):
     given: torch.Tensor
     completed: torch.Tensor
     teacher_ran: int
+    images: torch.Tensor
+    teacher: SegmentationNetwork
 
 
-def update(name: str, confidence: float | None, logits: torch.Tensor | None = None) -> Trained:
+def third_class_everywhere(teacher: SegmentationNetwork, images: torch.Tensor) -> None:
+    teacher.classifiers[-1].bias[-1] += 50
+
+
+def hardly_sure(teacher: SegmentationNetwork, images: torch.Tensor) -> None:
+    """Of 5, 5.2 and 5.3 a softmax gives the largest hardly more than a third, a sigmoid 0.995."""
+    teacher.classifiers[-1].weight.zero_()
+    teacher.classifiers[-1].bias.copy_(torch.tensor([0.0, 5.0, 5.2, 5.3]))
+
+
+def another_in_each_image(teacher: SegmentationNetwork, images: torch.Tensor) -> None:
+    head = teacher.classifiers[-1]
+    mean = teacher(images).pre_logits.mean(dim=(0, 2, 3))
+    head.bias.copy_(-head.weight[:, :, 0, 0] @ mean)
+    head.bias[0] -= 50
+
+
+def update(
+    name: str,
+    confidence: float | None,
+    teach: Callable[[SegmentationNetwork, torch.Tensor], None] = third_class_everywhere,
+) -> Trained:
     small = NetworkConfig("resnet18", width=4, head_channels=8)
     extras = methods.create(name, {}, 0, 4).network_extras
     teacher = SegmentationNetwork(small, [4], **extras)
@@ -299,14 +323,10 @@ def update(name: str, confidence: float | None, logits: torch.Tensor | None = No
     method.has_exemplars, method.exemplar_confidence = True, confidence
     recipe = Recipe(epochs=1, lr=0.01, batch=4, crop=32, accumulate=2)
     training = Training(student, teacher, method, recipe, 4, torch.device("cpu"))
-    with torch.no_grad():
-        # The teacher finds its third class everywhere.
-        teacher.classifiers[-1].bias[-1] += 50
-        if logits is not None:
-            teacher.classifiers[-1].weight.zero_()
-            teacher.classifiers[-1].bias.copy_(logits)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        teach(teacher, images)
     labels = torch.randint(4, 6, (4, 32, 32), generator=generator)
     labels[:, :8], labels[:, 8:12], labels[:, 12:16] = 0, 1, 255
     seen: list[torch.Tensor] = []
@@ -321,7 +341,7 @@ def update(name: str, confidence: float | None, logits: torch.Tensor | None = No
     teacher.register_forward_hook(lambda _, given, __: runs.append(len(given[0])))
     exemplars_are = torch.tensor([False, True, False, True])
     training.update(images, labels, Share((2, 2), 4), exemplars_are)
-    return Trained(labels, torch.cat(seen), sum(runs))
+    return Trained(labels, torch.cat(seen), sum(runs), images, teacher)
 
 
 @pytest.mark.parametrize("name", ["ft", "mib", "lwf-mc", "dft"])
@@ -338,11 +358,21 @@ def test_the_teacher_completes_the_labels_of_exemplars_for_every_method(name: st
 
 @pytest.mark.parametrize("name", ["ft", "lwf-mc"])
 def test_a_teacher_of_sigmoids_is_sure_by_its_sigmoids(name: str) -> None:
-    """Of 5, 5.2 and 5.3 a softmax gives the largest hardly more than a third, a sigmoid 0.995."""
-    biases = torch.tensor([0.0, 5.0, 5.2, 5.3])
-    made = update(name, 0.7, biases)
+    made = update(name, 0.7, hardly_sure)
     expected = made.given.clone()
     expected[1::2, :8] = 3 if name == "lwf-mc" else 0
+    assert made.completed.equal(expected)
+
+
+@pytest.mark.parametrize("name", ["ft", "mib", "dft"])
+def test_each_exemplar_is_completed_by_what_the_teacher_sees_in_it(name: str) -> None:
+    made = update(name, 0.0, another_in_each_image)
+    with torch.no_grad():
+        logits = made.teacher(made.images).small_logits
+    expected = pseudo_labels.completed(made.given, Upsampled(logits, (32, 32)), 0.0)
+    assert len(expected[1::2, :8].unique()) > 1
+    assert not expected[0, :8].equal(expected[1, :8])
+    expected[::2] = made.given[::2]
     assert made.completed.equal(expected)
 
 

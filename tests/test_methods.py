@@ -155,6 +155,10 @@ def test_defaults_given_explicitly_change_nothing(name: str) -> None:
         merged = methods.create(name, {**defaults, "compat": True}, N_OLD, N_NEW).options
         assert merged == {**defaults, **found.published, "compat": True}
         assert merged == methods.create(name, {"compat": True}, N_OLD, N_NEW).options
+    # What is set to something else than the default stays as it is set.
+    for option in found.published.keys() & {"distillation", "softmax_distillation"}:
+        chosen = methods.create(name, {"compat": True, option: 5.0}, N_OLD, N_NEW)
+        assert chosen.options[option] == 5.0
 
 
 @pytest.mark.parametrize("which", ["mixed", "void", "background", "new"])
@@ -184,6 +188,11 @@ def test_step_0_has_the_classification_term_alone(objective: str) -> None:
     terms = method.losses(Batch(labels, student, None))
     assert terms.keys() == {"classification"}
     assert method.penalty(nn.Linear(2, 2)) is None
+
+
+def test_step_0_of_a_method_s_own_takes_its_options() -> None:
+    linear, conv = (methods.create_base("ssul", N_OLD, {"heads": h}) for h in ("linear", "conv"))
+    assert (linear.network_extras["hidden"], conv.network_extras["hidden"]) == (False, True)
 
 
 @pytest.mark.parametrize("name", TRAINED)

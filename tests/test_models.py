@@ -291,3 +291,14 @@ def test_synchronised_statistics_equal_one_process(tmp_path):
 def test_synchronise_alone_changes_nothing():
     network = synchronise(tiny())
     assert not any(getattr(module, "synchronised", False) for module in network.modules())
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(16, (6, 12, 18)), (8, (12, 24, 32))])
+def test_rates_are_the_published_ones(stride: int, rates: tuple[int, ...]) -> None:
+    """On the small maps of the other tests all of them look outside."""
+    head = SegmentationNetwork(
+        NetworkConfig("resnet18", stride, width=2, head_channels=2), [2]
+    ).head
+    assert [conv.dilation[0] for conv in head.map_convs] == [1, *rates]
+    maps = torch.randn(1, head.map_convs[0].in_channels, 3, 4)
+    assert {conv(maps).shape for conv in head.map_convs} == {(1, 2, 3, 4)}
