@@ -29,11 +29,19 @@ from ciss.datasets.shapes import generate
 from ciss.errors import CissError
 from ciss.flags import from_flags
 from ciss.labels import training_lookup
-from ciss.loading import TrainingImages, batches_per_epoch
+from ciss.loading import TrainingBatches, TrainingImages, batches_per_epoch
 from ciss.models import NetworkConfig, SegmentationNetwork, initialise, widened
 from ciss.progress import Progress, identity
 from ciss.runtime import Runtime, StopRequest, start_torch
-from ciss.training import EpochTotals, InterruptedTrainingError, Recipe, Training, poly_lr, train
+from ciss.training import (
+    EpochTotals,
+    InterruptedTrainingError,
+    Recipe,
+    Training,
+    _prepared,
+    poly_lr,
+    train,
+)
 
 N_BASE, N_NEW, N_IMAGES = 10, 5, 20
 RECIPE = Recipe(epochs=3, lr=0.02, batch=8, crop=32)
@@ -675,6 +683,17 @@ def test_a_stop_while_the_method_looks_at_the_images(
         train(training, images, Runtime(), progress, stop)
     assert len(seen) == 1 < N_BATCHES
     assert (training.iteration, progress.load()) == (0, None)
+
+
+def test_the_pass_before_training_has_an_order_and_crops_of_its_own(
+    start: Callable[..., Training], images: TrainingImages
+) -> None:
+    training, batches = start("plop"), TrainingBatches(images, RECIPE.batch)
+    looked_at = [labels for _, labels in _prepared(training, batches, StopRequest())]
+    assert len(looked_at) == N_BATCHES
+    for epoch in range(RECIPE.epochs):
+        for ours, (_, theirs, _) in zip(looked_at, batches.epoch(epoch), strict=True):
+            assert not torch.equal(ours, theirs.long())
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
