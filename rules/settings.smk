@@ -340,13 +340,8 @@ def processes(resources):
 
 def queued():
     """Whether jobs are submitted to a cluster; known once rules are read."""
-    if not workflow.dryrun:
-        return not workflow.local_exec
-    # A dry run does not tell which executor its profile names, if it has one.
-    known = command_line()
-    named = ["?"] if known is None else [*(known.profile or []), known.executor]
-    elsewhere = {*named} - {None, "none", "local"}
-    return bool(elsewhere) and workflow.resource_settings.nodes is not None
+    # A dry run has an executor of its own.
+    return is_submitted() if workflow.dryrun else not workflow.local_exec
 
 
 @cache
