@@ -691,10 +691,11 @@ def test_weights_that_moved_after_step_0_stop_nothing(changed: Path) -> None:
     assert "is 'mine.pth': there is no such file" in needed.output
 
 
-def test_settings_of_a_second_file_lie_over_those_of_the_first(finished: Path) -> None:
-    (finished / "above.yaml").write_text("figures: {dpi: 100}\n")
-    run = snakemake(finished, "-n", "tiny", "--configfile", "tiny.yaml", "above.yaml")
-    (finished / "above.yaml").unlink()
+def test_settings_of_a_second_file_lie_over_those_of_the_first(
+    finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "above.yaml").write_text("figures: {dpi: 100}\n")
+    run = snakemake(finished, "-n", "tiny", "--configfile", "tiny.yaml", tmp_path / "above.yaml")
     assert run.jobs == SETTINGS["figures"][1]
 
 
