@@ -308,11 +308,14 @@ VARIANTS = ciss.config.method_variants(CONFIG)
 
 def those(has):
     """The methods and variants that ``has`` something."""
-    return sorted(
-        name
-        for name, variant in VARIANTS.items()
-        if has(variant, methods.describe(variant.kind))
-    )
+    try:
+        return sorted(
+            name
+            for name, variant in VARIANTS.items()
+            if has(variant, methods.describe(variant.kind))
+        )
+    except CissError as error:
+        stop(error)
 
 
 def any_of(names):

@@ -132,8 +132,22 @@ def test_a_file_with_two_methods_is_refused(
     )
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     for find in (methods.describe, methods.method_class):
-        with pytest.raises(TypeError, match="two_in_one has 2 subclasses"):
+        with pytest.raises(CissError, match="two_in_one has 2 subclasses"):
             find("two-in-one")
+
+
+def test_a_file_whose_name_no_experiment_can_have_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    for name in ("MiB2", "two__lines", "end_"):
+        file = tmp_path / f"{name}.py"
+        file.write_text("")
+        methods._names_in.cache_clear()
+        with pytest.raises(CissError, match=f"{name}.py: rename it to lower-case letters"):
+            methods.names()
+        file.unlink()
+    methods._names_in.cache_clear()
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

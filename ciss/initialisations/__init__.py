@@ -12,7 +12,6 @@ new initialisation; nothing else needs to know of it. Importing this package imp
 from __future__ import annotations
 
 import ast
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from typing import Any
 
 from ciss.errors import CissError
 from ciss.flags import check_value
-from ciss.names import unknown
+from ciss.names import of_modules, unknown
 
 #: options from which the channel masks are made, for initialisations that need attribution
 CHANNEL_OPTIONS = ("fraction", "grouping", "pooling")
@@ -44,8 +43,7 @@ class Description:
 @cache
 def names() -> tuple[str, ...]:
     """Names of all initialisations, with ``-`` for ``_`` in the modules' names."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
+    return of_modules(__path__)
 
 
 def module_of(name: str) -> str:

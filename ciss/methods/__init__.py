@@ -11,7 +11,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciss.errors import CissError
 from ciss.flags import check_value
-from ciss.names import unknown
+from ciss.names import of_modules, unknown
 
 if TYPE_CHECKING:
     from ciss.methods.base import Method
@@ -78,8 +77,7 @@ def names() -> tuple[str, ...]:
 
 @cache
 def _names_in(folders: tuple[str, ...]) -> tuple[str, ...]:
-    modules = (module.name for module in pkgutil.iter_modules(folders))
-    return tuple(sorted(name.replace("_", "-") for name in modules if name != "base"))
+    return of_modules(folders)
 
 
 def trained_names() -> tuple[str, ...]:
@@ -91,7 +89,8 @@ def trained_names() -> tuple[str, ...]:
 def describe(name: str) -> Description:
     """Read a method's class attributes from its source, without importing it.
 
-    They must be literals there, or inherited. Raises ``CissError`` for an unknown name.
+    They must be literals there, or inherited. Raises ``CissError`` for an unknown name, and for a
+    module in which they are not, or that has more or fewer than one method.
     """
     module = _module(name)
     classes = [node.name for node in _syntax(module).body if isinstance(node, ast.ClassDef)]
@@ -147,7 +146,10 @@ def create_base(objective: str, n_new: int, options: Mapping[str, Any] | None = 
 def _only(module: str, found: list[_T]) -> _T:
     """Return the only subclass of a module, or what is known of it."""
     if len(found) != 1:
-        raise TypeError(f"{module} has {len(found)} subclasses of Method; it must have one")
+        raise CissError(
+            f"{module} has {len(found)} subclasses of Method; it must have one "
+            "(docs/add-a-method.md)"
+        )
     return found[0]
 
 
@@ -202,7 +204,7 @@ def _literals(module: str, node: ast.ClassDef) -> dict[str, Any]:
                 try:
                     values[target.id] = ast.literal_eval(statement.value)
                 except ValueError as error:
-                    raise TypeError(
+                    raise CissError(
                         f"{module}.{node.name}.{target.id} must be written as a literal: "
                         "the workflow reads it without importing the module"
                     ) from error
