@@ -145,9 +145,9 @@ def say_where_reports_are():
     """End with the reports that were asked for by name, which are seldom the last job's."""
     if command_line() is None:
         return
-    asked = [
-        OTHER_NAMES.get(target, target) for target in requested_targets() or ["paper"]
-    ]
+    # Without a target it is the paper; a file is a target too.
+    targets = requested_targets() if all_targets() else ["paper"]
+    asked = [OTHER_NAMES.get(target, target) for target in targets]
     for name in asked:
         for report in CONFIG.get("paper", []) if name == "paper" else [name]:
             if report in REPORTS:

@@ -135,6 +135,7 @@ def test_the_scheduler_looks_again_when_a_job_ends_and_not_by_timers(
     assert run.returncode == 0, run.stdout + run.stderr
     assert "3 of 3 steps (100%) done" in run.stdout + run.stderr
     assert "timer set" not in run.stdout + run.stderr
+    assert "Report: " not in run.stdout + run.stderr, "of a file there is none"
     run = run_python(
         "-c", TELLS_TIMERS, "-R", "split", "--max-jobs-per-timespan", "7/1s", *given, cwd=folder
     )
