@@ -53,9 +53,6 @@ def added(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        if package is initialisations:
-            # Its facts are read from files beside its own.
-            patch.setattr(package, "__file__", str(tmp_path / "__init__.py"))
         forget()
         yield module
     forget()

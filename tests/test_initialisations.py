@@ -96,7 +96,6 @@ def test_one_that_needs_attribution_has_the_options_that_choose_channels(tmp_pat
     code += "def initialise(): ...\n"
     (tmp_path / "half.py").write_text(code)
     monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
     initialisations.names.cache_clear()
     try:
         with pytest.raises(
@@ -124,7 +123,6 @@ def test_one_that_needs_attribution_has_the_options_that_choose_channels(tmp_pat
 def test_planning_refuses_a_module_that_lacks_something(code, words, tmp_path, monkeypatch):
     (tmp_path / "by_half.py").write_text(code)
     monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
     initialisations.names.cache_clear()
     try:
         assert initialisations.names() == ("by-half",)

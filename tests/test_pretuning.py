@@ -317,7 +317,6 @@ def test_planning_knows_what_one_that_is_learned_must_have(
 ) -> None:
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.setattr(initialisations, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(initialisations, "__file__", str(tmp_path / "__init__.py"))
     caches: list[Callable[[], None]] = [
         initialisations.names.cache_clear,
         initialisations.describe.cache_clear,

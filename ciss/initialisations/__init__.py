@@ -21,6 +21,7 @@ from typing import Any
 from ciss.errors import CissError
 from ciss.flags import check_value
 from ciss.names import of_modules, unknown
+from ciss.source import literals, parsed
 
 #: options from which the channel masks are made, for initialisations that need attribution
 CHANNEL_OPTIONS = ("fraction", "grouping", "pooling")
@@ -60,21 +61,9 @@ def describe(name: str) -> Description:
     ``CHANNEL_OPTIONS``, or pre-tuning but one of ``PRETUNING_OPTIONS``, or that needs both, and for
     a module that lacks what all offer.
     """
-    path = Path(__file__).parent / f"{module_of(name).rpartition('.')[2]}.py"
-    syntax = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    path, syntax = parsed(module_of(name))
     values: dict[str, Any] = {"CHOICES": {}, "NEEDS_PRETUNING": False}
-    for node in syntax.body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        if isinstance(target, ast.Name) and target.id in _FACTS:
-            try:
-                values[target.id] = ast.literal_eval(node.value)
-            except ValueError as error:
-                raise CissError(
-                    f"{path}: {target.id} must be written as a literal: the workflow reads it "
-                    "without importing the module"
-                ) from error
+    values |= literals(syntax.body, _FACTS, f"{path}: ")
     _check_offered(path, syntax, values)
     _check_facts(name, values)
     summary = (ast.get_docstring(syntax) or name).partition("\n")[0]

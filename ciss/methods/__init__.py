@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ciss.errors import CissError
 from ciss.flags import check_value
 from ciss.names import of_modules, unknown
+from ciss.source import literals, parsed
 
 if TYPE_CHECKING:
     from ciss.methods.base import Method
@@ -93,7 +92,7 @@ def describe(name: str) -> Description:
     module in which they are not, or that has more or fewer than one method.
     """
     module = _module(name)
-    classes = [node.name for node in _syntax(module).body if isinstance(node, ast.ClassDef)]
+    classes = [node.name for node in parsed(module)[1].body if isinstance(node, ast.ClassDef)]
     found = [facts for facts in (_facts(module, name) for name in classes) if facts is not None]
     return Description(**_only(module, found))
 
@@ -159,16 +158,9 @@ def _module(name: str) -> str:
     return f"{__name__}.{name.replace('-', '_')}"
 
 
-def _syntax(module: str) -> ast.Module:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(module)
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
-
-
 def _facts(module: str, class_name: str) -> dict[str, Any] | None:
     """Collect ``_FACTS`` of a class, inherited ones first; None if it is not a ``Method``."""
-    body = _syntax(module).body
+    body = parsed(module)[1].body
     node = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
     if node is None:
         return None
@@ -185,27 +177,9 @@ def _facts(module: str, class_name: str) -> dict[str, Any] | None:
             if inherited is not None:
                 facts = {**inherited, **(facts or {})}
     if facts is not None:
-        facts.update(_literals(module, node))
+        facts.update(literals(node.body, _FACTS, f"{module}.{node.name}."))
     return facts
 
 
 def _inherited(module: str, class_name: str) -> dict[str, Any] | None:
     return _facts(module, class_name) if module.startswith("ciss.") else None
-
-
-def _literals(module: str, node: ast.ClassDef) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for statement in node.body:
-        if not isinstance(statement, ast.AnnAssign | ast.Assign) or statement.value is None:
-            continue
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in _FACTS:
-                try:
-                    values[target.id] = ast.literal_eval(statement.value)
-                except ValueError as error:
-                    raise CissError(
-                        f"{module}.{node.name}.{target.id} must be written as a literal: "
-                        "the workflow reads it without importing the module"
-                    ) from error
-    return values
