@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import networks
 from benchmarks.given import Given
 from benchmarks.losses import seconds_on
+from benchmarks.on_gpu import start
 from benchmarks.reference.attribution import NAME, chosen_channels
 from benchmarks.table import Row, alternate, at_least, compared, plain
 from ciss.attribution import attribute, channel_mask, scores
 from ciss.models import NetworkConfig, SegmentationNetwork
-from ciss.runtime import Runtime, start_torch
 
 GROUP = "Attribution"
 #: images of the closed form's batch, as the workflow has it; Captum gets one of them a turn
@@ -159,8 +159,7 @@ def rows(what: Given) -> Iterator[Row]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    # As the scripts have it: float32 means float32.
-    start_torch(Runtime(device=arguments.device, threads=arguments.threads), same_sizes=True)
+    start(arguments.device, arguments.threads)
     config = NetworkConfig(arguments.backbone)
     given = inputs(config, arguments.crop, arguments.classes, arguments.device)
     what = f"{arguments.backbone} at {arguments.crop} × {arguments.crop} on {arguments.device}"

@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import networks
 from benchmarks.given import Given
 from benchmarks.losses import seconds_on
+from benchmarks.on_gpu import start
 from benchmarks.reference.evaluation import confusion_matrix
 from benchmarks.table import Row, alternate, compared, plain
 from ciss.evaluation import evaluate
 from ciss.models import NetworkConfig
-from ciss.runtime import Runtime, keep_memory, start_torch
+from ciss.runtime import keep_memory
 
 GROUP = "Evaluation"
 BATCH = 16
@@ -78,8 +79,7 @@ def rows(what: Given) -> Iterator[Row]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    # As the scripts have it: float32 means float32.
-    start_torch(Runtime(device=arguments.device, threads=arguments.threads), same_sizes=True)
+    start(arguments.device, arguments.threads)
     config = NetworkConfig(arguments.backbone)
     sizes = (arguments.images, arguments.crop, arguments.device, arguments.rounds)
     print(plain([measure(config, classes, *sizes) for classes in arguments.classes]))

@@ -33,7 +33,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.on_gpu import (
-    MISSED,
     Machine,
     Section,
     correctness,
@@ -45,6 +44,7 @@ from benchmarks.on_gpu import (
     variants,
 )
 from benchmarks.table import (
+    MISSED,
     NOT_MEASURED,
     REPOSITORY,
     Row,
@@ -92,13 +92,14 @@ BEGIN = "<!-- figures of benchmarks/gpu.py: begin -->"
 END = "<!-- figures of benchmarks/gpu.py: end -->"
 
 
-def about(machine: Machine, command: str) -> dict[str, Any]:
-    """Say where and when a section was measured, and of which source."""
-    name = torch.cuda.get_device_name(machine.device) if machine.is_gpu else platform.processor()
+def about(device: torch.device, tiny: bool, command: str) -> dict[str, Any]:
+    """Say where and when sections are measured, and of which source."""
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else platform.processor()
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": name or platform.machine(),
-        "tiny": machine.tiny,
+        "tiny": tiny,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -195,10 +196,10 @@ def measure(arguments: argparse.Namespace, command: str) -> int:
     # On a CPU it is only tried out, beside whatever else runs.
     device = start(arguments.device, arguments.threads or 1 + (arguments.device != "cpu"))
     sections = read(arguments.output)
-    here = about(Machine(device, arguments.tiny, 0, Path(), 0), command)
+    where = about(device, arguments.tiny, command)
     chosen = arguments.only or SECTIONS
     failed = []
-    for name in chosen if arguments.again else to_measure(chosen, sections, here):
+    for name in chosen if arguments.again else to_measure(chosen, sections, where):
         if time.monotonic() > end:
             print(f"time is up before {name}; the same command goes on with it")
             return 3
@@ -212,7 +213,6 @@ def measure(arguments: argparse.Namespace, command: str) -> int:
                 arguments.workers,
                 arguments.cases,
             )
-            where = about(machine, command)
             note = partial(keep, arguments.output, sections, name, where, begun=time.monotonic())
             error = run_section(name, machine, note, end)
         if error == TIME_UP:

@@ -21,8 +21,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import gpu, networks
 from benchmarks.__main__ import gpu_rows
-from benchmarks.on_gpu import MISSED, Machine, correctness, jobs, judged, losses, training
-from benchmarks.table import NOT_MEASURED, Row, spelled
+from benchmarks.on_gpu import Machine, correctness, jobs, judged, losses, training
+from benchmarks.table import MISSED, NOT_MEASURED, Row, spelled
 from ciss import methods
 from ciss.training import Recipe, Training
 

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import MISSED, Row, figure, verdict
+from benchmarks.table import Row, figure, verdict
 from ciss.runtime import Runtime, start_torch
-
-__all__ = ["MISSED", "Machine", "Section", "judged", "median_row", "passed", "skipped", "start"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,12 @@ def passed(group: str, what: str, good: bool, **more: Any) -> Row:
 def skipped(group: str, what: str, why: str) -> Row:
     """Something that was not measured, and why."""
     return Row(group, what, "", note=f"{what}: not measured, {why}.")
+
+
+def failed(group: str, what: str, error: Exception) -> Row:
+    """Something that was not measured as it ended with an error, which may have no words."""
+    first = f"{error} ".splitlines()[0]
+    return skipped(group, what, f"{type(error).__name__}: {first}")
 
 
 def median_row(group: str, what: str, unit: str, seconds: list[float], **more: Any) -> Row:

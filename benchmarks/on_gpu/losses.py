@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import losses
 from benchmarks.losses import AIM, CLASSES, Inputs, Sizes
-from benchmarks.on_gpu import Machine, judged, median_row, skipped
+from benchmarks.on_gpu import Machine, failed, judged, median_row
 from benchmarks.reference.losses import LOSSES
 from benchmarks.table import Row, at_least, compared
 from ciss import methods, pixelwise
@@ -131,7 +131,7 @@ def _compiled(
         first = machine.seconds(compiled, 1)
     except Exception as error:
         # Anything may go wrong in a compiler; what follows is worth its figures all the same.
-        yield skipped(COMPILED, what, f"{type(error).__name__}: {f'{error} '.splitlines()[0]}")
+        yield failed(COMPILED, what, error)
         return
     (_, expected), (_, gradient) = eager(), compiled()
     difference = float((gradient - expected).abs().max() / expected.abs().max())

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks import networks
-from benchmarks.on_gpu import Machine, skipped
+from benchmarks.on_gpu import Machine, failed, skipped
 from benchmarks.on_gpu.training import Bench
 from benchmarks.table import Row
 from ciss.models import NetworkConfig, with_norm
@@ -89,7 +89,7 @@ def rows(machine: Machine) -> Iterator[Row]:
             first, times, memory = _measured(machine, config, batch, crop, change)
         except Exception as error:
             # Compilers fail in many ways; the other variants are worth their figures all the same.
-            yield skipped(GROUP, name, f"{type(error).__name__}: {f'{error} '.splitlines()[0]}")
+            yield failed(GROUP, name, error)
             continue
         speed = batch / statistics.median(times)
         usual = usual or speed
