@@ -57,8 +57,7 @@ def adopt(results: Path, snakemake_folder: Path, say: Callable[[str], None]) -> 
     settled = _settled(snakemake_folder)
     agreed = {}
     notes = _notes(results, snakemake_folder)
-    with_records = {str(folder) for folder in _folders(results)}
-    for place in sorted(with_records | notes.keys()):
+    for place in sorted({*_folders(results), *notes}):
         files = notes.get(place, {})
         if _is_settled(settled, place, files):
             agreed[place] = settled[place]
@@ -159,12 +158,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folders(results: Path) -> Iterator[Path]:
+def _folders(results: Path) -> Iterator[str]:
     """Yield the folders with records, links not followed."""
     for folder, subfolders, files in os.walk(results):
         subfolders[:] = sorted(name for name in subfolders if name not in _PASSED_OVER)
         if FILE in files:
-            yield Path(folder)
+            yield folder
 
 
 def _read(folder: Path) -> dict[str, _Record]:
